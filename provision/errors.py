@@ -163,7 +163,7 @@ class InternalError(SlipwayError):
     exit_code = 70
 
 
-class InterruptedByUser(SlipwayError):
+class InterruptedByUser(SlipwayError):  # noqa: N818 - it is not an error
     """Ctrl-C."""
 
     exit_code = 130

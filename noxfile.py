@@ -1,0 +1,106 @@
+"""Slipway's jobs, one session each; `nox -l` is the table of contents.
+
+Everything after `--` goes to the job: `nox -s serve -- --help` lists what it takes.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+
+LOCKS = "provision/locks"
+GROUPS = ("bootstrap", "pipeline", "export", "serving", "load", "tests", "lint", "typecheck")
+
+
+@nox.session(default=False)
+def smoke(session: nox.Session) -> None:
+    """Prove that what is served is right; deploys and starts what is missing. Report in report/."""
+    pipeline(session, "smoke")
+
+
+@nox.session(default=False)
+def deploy_resnet50(session: nox.Session) -> None:
+    """Export, verify and install ResNet-50 into models/ (recipe step 4)."""
+    pipeline(session, "deploy", "resnet50")
+
+
+@nox.session(default=False)
+def deploy(session: nox.Session) -> None:
+    """The same for any torchvision classifier: `-- MODEL [--weights …]`."""
+    pipeline(session, "deploy")
+
+
+@nox.session(default=False)
+def serve(session: nox.Session) -> None:
+    """Start Triton on models/, until Ctrl-C; `-- --detach` returns when it is ready."""
+    pipeline(session, "serve")
+
+
+@nox.session(default=False)
+def status(session: nox.Session) -> None:
+    """Show what is deployed and what the server says of it."""
+    pipeline(session, "status")
+
+
+@nox.session(default=False)
+def stop(session: nox.Session) -> None:
+    """End the server, and clear up after one that crashed."""
+    pipeline(session, "stop")
+
+
+@nox.session(default=False)
+def benchmark(session: nox.Session) -> None:
+    """Measure what is served, as ratios in one run: `-- --quick` for the short form."""
+    pipeline(session, "benchmark")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install(session, "typecheck")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, on the real server; `-- -m 'not export'` leaves out what needs torch."""
+    install(session, "tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Resolve every dependency group of pyproject.toml again, into provision/locks/."""
+    session.install("uv")
+    for group in GROUPS:
+        session.run(
+            *("uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.10"),
+            *("--generate-hashes", "--no-header", "--upgrade", f"--group={group}"),
+            *("--output-file", f"{LOCKS}/{group}.txt"),
+        )
+
+
+def install(session: nox.Session, group: str) -> None:
+    """Install a dependency group from its lock."""
+    session.install("--no-deps", "--require-hashes", "--requirement", f"{LOCKS}/{group}.txt")
+
+
+def pipeline(session: nox.Session, *job: str) -> None:
+    """Run a job of the pipeline, and leave it the time to end in order on Ctrl-C."""
+    install(session, "pipeline")
+    session.run(
+        *("python", "-m", "pipeline", *job, *session.posargs),
+        interrupt_timeout=60,
+        terminate_timeout=30,
+    )

@@ -1,0 +1,152 @@
+"""The jobs around the server: serve, status, stop, and taking a new version live."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.table import Table
+from tritonclient.utils import InferenceServerException
+
+from pipeline import server, server_record
+from pipeline.client import TritonClient
+from pipeline.manifest import Manifest
+from pipeline.repository import Repository
+from provision.console import console, say, step
+from provision.embedded_server import embedded_server
+from provision.errors import (
+    ModelLoadError,
+    NotRunningError,
+    RepositoryError,
+    ServerStartError,
+    SlipwayError,
+)
+from provision.layout import Layout
+from provision.processes import last_lines
+
+_WATCH_SECONDS = 0.2
+
+
+def serve(layout: Layout, options: server.ServeOptions, *, detach: bool) -> None:
+    """Start the server on what is deployed; stay with it until Ctrl-C unless detached.
+
+    Raises:
+        RepositoryError: Nothing is deployed.
+        ServerStartError: It did not start, or died.
+    """
+    if not Repository(layout).models():
+        raise RepositoryError(
+            f"nothing is deployed in {layout.models}",
+            fix="deploy a model first: `nox -s deploy_resnet50`",
+        )
+    record = server.start(layout, embedded_server(layout), options, role="serve", bound=not detach)
+    _show(record)
+    if detach:
+        say("in the background; `nox -s stop` ends it")
+        return
+    say("Ctrl-C ends it")
+    try:
+        while record.process():
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        with step("Stop the server"):
+            server.stop(layout, record)
+        return
+    known = {known.id for known in server_record.records(layout)}
+    server.stop(layout, record)
+    if record.id in known:
+        raise ServerStartError(
+            f"the server ended by itself; its last words:\n{last_lines(Path(record.log))}",
+            fix="read the log, then start it again",
+            log=Path(record.log),
+        )
+    say("stopped by `nox -s stop`")
+
+
+def status(layout: Layout) -> None:
+    """Show what is deployed and what the server says of it.
+
+    Raises:
+        NotRunningError: No server of ours runs.
+    """
+    record = server_record.running(layout)
+    states = {}
+    if record:
+        _show(record)
+        with TritonClient(record.url) as client:
+            for entry in client.repository():
+                states[entry["name"]] = (entry.get("version", ""), _state(entry))
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "deployed", "weights", "engine", "served"):
+        table.add_column(column, overflow="fold")
+    repository = Repository(layout)
+    for model in repository.models():
+        try:
+            manifest = repository.latest(model)
+        except SlipwayError as error:
+            table.add_row(model, "?", error.what, "", "")
+            continue
+        assert manifest is not None  # noqa: S101 - models() lists those with a version
+        version, state = states.get(model, ("", "no" if record else ""))
+        served = f"version {version}, {state}" if version else state
+        table.add_row(
+            model,
+            f"version {manifest.version}",
+            manifest.weights["spec"],
+            manifest.engine["name"],
+            served,
+        )
+    if table.row_count:
+        console.print(table)
+    else:
+        say(f"nothing is deployed in {layout.models}")
+    if record is None:
+        raise NotRunningError("no server of ours is running", fix="start one: `nox -s serve`")
+
+
+def stop_all(layout: Layout) -> None:
+    """End the server of ``nox -s serve``, and clear up after crashed ones."""
+    record = server_record.running(layout)
+    if record:
+        with step(f"Stop the server at {record.url} (process {record.pid})"):
+            server.stop(layout, record)
+    cleared = server_record.clear_leftovers(layout)
+    for dead in cleared:
+        say(f"cleared up after a server that had ended by itself (process {dead.pid})")
+    if not record and not cleared:
+        say("no server of ours is running")
+
+
+def load_new_version(layout: Layout, manifest: Manifest) -> None:
+    """Have the running server, if there is one, serve a version that was just deployed.
+
+    Raises:
+        ModelLoadError: It refuses, and goes on with what it served before.
+    """
+    record = server_record.running(layout)
+    if record is None:
+        return
+    with step(f"Load {manifest.model} version {manifest.version} at {record.url}"):
+        try:
+            with TritonClient(record.url) as client:
+                client.load(manifest.model)
+        except InferenceServerException as error:
+            raise ModelLoadError(
+                f"the server at {record.url} cannot load {manifest.model} version "
+                f"{manifest.version}, and serves what it served before: {error.message()}",
+                fix=f"read the log, then `nox -s deploy -- {manifest.model} --force`",
+                log=Path(record.log),
+            ) from None
+
+
+def _state(entry: dict[str, str]) -> str:
+    state = entry.get("state", "not loaded")
+    return f"{state} ({entry['reason']})" if entry.get("reason") else state
+
+
+def _show(record: server_record.ServerRecord) -> None:
+    say(f"{record.installation}, process {record.pid}")
+    say(f"HTTP     http://{record.url}")
+    say(f"gRPC     {record.host}:{record.grpc}")
+    say(f"metrics  http://{record.host}:{record.metrics}/metrics")
+    say(f"log      {record.log}")

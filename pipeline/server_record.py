@@ -1,0 +1,115 @@
+"""The servers that we started: what is written down of each, and clearing up after crashed ones.
+
+Every server carries a mark in its environment, which its stubs inherit, and a prefix of its own
+for shared memory; so what a crash left behind can be told from everybody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from provision import processes
+from provision.files import write_atomically
+from provision.layout import Layout
+
+LOOPBACK = "127.0.0.1"
+MARK = "SLIPWAY_SERVER"
+"""The environment variable that our servers and their stubs carry, with the record's id."""
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts regions on Linux
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """A server that we started, as it is written under ``run/servers/``.
+
+    Attributes:
+        id: The mark that its processes and shared memory carry.
+        role: "serve", or "temporary" for one that ends with the job that started it.
+        installation: Which Triton it is.
+        host: Where it listens.
+        http: Its HTTP port.
+        grpc: Its gRPC port.
+        metrics: Its metrics port.
+        repository: The model repository that it serves.
+        log: Its log file.
+        pid: Its process id; 0 before it has one.
+        created: When that process was created, in seconds since the epoch, since process ids
+            come again.
+    """
+
+    id: str
+    role: str
+    installation: str
+    host: str
+    http: int
+    grpc: int
+    metrics: int
+    repository: str
+    log: str
+    pid: int = 0
+    created: float = 0.0
+
+    @property
+    def url(self) -> str:
+        """``HOST:PORT`` for HTTP clients on this host."""
+        host = LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
+        return f"{host}:{self.http}"
+
+    @property
+    def shared_memory_prefix(self) -> str:
+        """What the names of its shared-memory regions begin with."""
+        return f"slipway_{self.id}_"
+
+    def process(self) -> psutil.Process | None:
+        """The server's process, if it runs."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            if self.pid and alive and abs(process.create_time() - self.created) < 1:
+                return process
+        return None
+
+
+def records(layout: Layout) -> list[ServerRecord]:
+    """Every server that we started and have not cleared up after."""
+    found = []
+    for path in sorted(_record_path(layout, "*").parent.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(ServerRecord(**json.loads(path.read_text())))
+    return found
+
+
+def running(layout: Layout) -> ServerRecord | None:
+    """The server of ``nox -s serve``, if it runs."""
+    return next((r for r in records(layout) if r.role == "serve" and r.process()), None)
+
+
+def clear_leftovers(layout: Layout) -> list[ServerRecord]:
+    """Remove what crashed servers of ours left: stubs, shared memory, records; and only those."""
+    dead = [record for record in records(layout) if not record.process()]
+    for record in dead:
+        clear(layout, record)
+    return dead
+
+
+def clear(layout: Layout, record: ServerRecord) -> None:
+    """Remove the processes, shared memory and record of a server that has ended."""
+    processes.kill_marked(MARK, record.id)
+    for region in _SHARED_MEMORY.glob(f"{record.shared_memory_prefix}*"):
+        region.unlink(missing_ok=True)
+    _record_path(layout, record.id).unlink(missing_ok=True)
+
+
+def write(layout: Layout, record: ServerRecord) -> None:
+    """Write a record down."""
+    write_atomically(_record_path(layout, record.id), json.dumps(asdict(record), indent=2))
+
+
+def _record_path(layout: Layout, name: str) -> Path:
+    return layout.run / "servers" / f"{name}.json"

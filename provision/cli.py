@@ -1,0 +1,90 @@
+"""The command line of `python3 -m provision`: one subcommand per thing done to the host.
+
+It runs on a bare host, so what a subcommand needs beyond the standard library is imported by that
+subcommand alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from provision import bootstrap
+from provision.errors import EnvironmentBuildError, UsageError
+from provision.layout import REPOSITORY, Layout
+
+PROGRAM = "python3 -m provision"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        help: One line for the list of commands.
+        main: Runs it with the arguments after its name and returns the exit code.
+    """
+
+    help: str
+    main: Callable[[list[str]], int]
+
+
+def nox(arguments: list[str]) -> NoReturn:
+    """Become the nox of this clone, so that signals and exit codes are its own."""
+    program = bootstrap.ensure_nox(REPOSITORY)
+    sys.stdout.flush()
+    try:
+        os.execv(program, [str(program), *arguments])  # noqa: S606
+    except OSError as error:
+        raise EnvironmentBuildError(
+            f"cannot run {program}: {error.strerror}",
+            cause="The clone may be on a file system mounted noexec",
+            fix=f"move the clone, or else remove {program.parent.parent}, and run it again",
+        ) from error
+
+
+COMMANDS = {
+    "nox": Command("run nox, which is installed into the clone on first use", nox),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, fix=f"see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser for the name of the command; each command parses its own arguments."""
+    top = _Parser(
+        prog=PROGRAM,
+        description="Prepare this host to serve a model with NVIDIA Triton.",
+        epilog=f"example: {PROGRAM} nox -s smoke",
+    )
+    names = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        names.add_parser(name, help=command.help, add_help=False)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the arguments name."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in COMMANDS:
+        parser().parse_args(arguments[:1])
+        return 0
+    # Not through argparse: it would take some of nox's options for its own.
+    return COMMANDS[arguments[0]].main(arguments[1:])
+
+
+def log_dir() -> Path | None:
+    """Where the log of a defect goes; nowhere in particular for a user without a home."""
+    try:
+        return Layout.from_environment().logs
+    except RuntimeError:
+        return None

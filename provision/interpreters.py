@@ -1,0 +1,155 @@
+"""Finding a Python interpreter: the search yields candidates with facts, the best is picked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from uv import find_uv_bin
+
+from provision.errors import HostError
+
+# Asked of each candidate itself: only it knows where its shared library lies. Debian builds put it
+# below a multi-architecture folder, others straight into LIBDIR.
+_PROBE = """
+import json, os, sys, sysconfig
+name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
+var = sysconfig.get_config_var
+libdir, multiarch = var("LIBDIR") or "", var("MULTIARCH") or ""
+folders = [libdir, os.path.join(libdir, multiarch), os.path.join(sys.base_prefix, "lib")]
+found = [os.path.join(f, name) for f in folders if os.path.isfile(os.path.join(f, name))]
+print(json.dumps({
+    "executable": os.path.realpath(sys.executable),
+    "version": "%d.%d.%d" % sys.version_info[:3],
+    "libpython": found[0] if found else None,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python interpreter that ran and told about itself.
+
+    Attributes:
+        executable: The program, links resolved.
+        version: Its full version.
+        libpython: Its shared library, where it has one.
+    """
+
+    executable: Path
+    version: str
+    libpython: Path | None
+
+    @property
+    def minor(self) -> str:
+        """The version as X.Y."""
+        return ".".join(self.version.split(".")[:2])
+
+
+def probe(executable: Path) -> Interpreter | None:
+    """Run an interpreter and read its facts; None where it does not run (a shim, say)."""
+    try:
+        answer = subprocess.run(
+            [executable, "-I", "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        facts = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    library = facts["libpython"]
+    return Interpreter(
+        executable=Path(facts["executable"]),
+        version=facts["version"],
+        libpython=Path(library) if library else None,
+    )
+
+
+def candidates(fits: SpecifierSet) -> Iterator[Interpreter]:
+    """The interpreters on this host, each once: the running one first, then what uv finds.
+
+    uv looks along PATH and at the interpreters that it manages itself:
+    https://docs.astral.sh/uv/concepts/python-versions/#discovery-of-python-versions
+    """
+    seen: set[Path] = set()
+    base = Path(getattr(sys, "_base_executable", "") or sys.executable)
+    for path in (base, *_known_to_uv(fits)):
+        interpreter = probe(path)
+        if interpreter and interpreter.executable not in seen:
+            seen.add(interpreter.executable)
+            yield interpreter
+
+
+def problem(interpreter: Interpreter, *, fits: SpecifierSet, libpython: bool) -> str:
+    """Why an interpreter will not do; empty where it will."""
+    if Version(interpreter.version) not in fits:
+        return f"not {fits}"
+    if libpython and interpreter.libpython is None:
+        return f"without libpython{interpreter.minor}.so.1.0"
+    return ""
+
+
+def find(python: str, *, libpython: bool) -> Interpreter:
+    """The interpreter to make an environment with.
+
+    The running one where it fits, otherwise the first found that does, otherwise one that uv
+    installs for the user (no root; a download of 30 MB).
+
+    Args:
+        python: Which versions fit, as a PEP 440 specifier.
+        libpython: Whether it must come with its shared library.
+
+    Raises:
+        HostError: None fits, and uv could not install one.
+    """
+    fits = SpecifierSet(python)
+    rejected = []
+    for candidate in candidates(fits):
+        reason = problem(candidate, fits=fits, libpython=libpython)
+        if not reason:
+            return candidate
+        rejected.append(f"{candidate.executable} is {candidate.version}, {reason}")
+    managed = _install_managed(fits)
+    if managed and not problem(managed, fits=fits, libpython=libpython):
+        return managed
+    wanted = f"Python {python}" + (" with its shared library" if libpython else "")
+    package = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+    raise HostError(
+        f"no {wanted} was found, and uv could not install one",
+        cause="; ".join(rejected),
+        fix=f"let uv reach the network (`uv python install 3.12`), or install one: "
+        f"`apt install {package}` (Debian, Ubuntu) adds the library to the system's Python",
+    )
+
+
+def _known_to_uv(fits: SpecifierSet) -> Iterator[Path]:
+    answer = subprocess.run(
+        [find_uv_bin(), "python", "list", "--only-installed", "--output-format", "json", str(fits)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode == 0:
+        for entry in json.loads(answer.stdout):
+            yield Path(entry["path"])
+
+
+def _install_managed(fits: SpecifierSet) -> Interpreter | None:
+    """An interpreter that uv downloads: https://docs.astral.sh/uv/guides/install-python/."""
+    uv = find_uv_bin()
+    env = {**os.environ, "UV_PYTHON_PREFERENCE": "only-managed"}
+    if subprocess.run([uv, "python", "install", str(fits)], env=env, check=False).returncode != 0:
+        return None
+    found = subprocess.run(
+        [uv, "python", "find", str(fits)], env=env, capture_output=True, text=True, check=False
+    )
+    return probe(Path(found.stdout.strip())) if found.returncode == 0 else None
