@@ -23,7 +23,7 @@ from provision.files import sha256
 Array = NDArray[np.float32]
 MIRROR_VARIABLE = "SLIPWAY_WEIGHTS_MIRROR"
 _NETWORK_TIMEOUT_SECONDS = 30
-_LOGIT_SPREAD = 1.0
+_LOGIT_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _random(name: str, seed: int, calibration: Array, *, note: str) -> tuple[Any
     As torchvision initializes them, many networks answer next to nothing (a vision transformer's
     head is all zeros, an EfficientNet's logits are 1e-20) or overflow, and a comparison of such
     outputs proves nothing. One pass over the calibration images gives the batch norms their
-    statistics, and the last layer is centred and scaled so that the logits spread by about 1.
+    statistics, and the last layer is centred and scaled so that the logits spread by about 0.5.
     """
     import torch
 

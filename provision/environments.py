@@ -116,7 +116,9 @@ def ensure(layout: Layout, name: str) -> Environment:
 def _make(
     layout: Layout, name: str, facts: dict[str, Any], progress: Callable[[str], None]
 ) -> Environment:
-    interpreter = interpreters.find(facts["python"], libpython=facts["libpython"])
+    interpreter = interpreters.find(
+        facts["python"], libpython=facts["libpython"], vendor=layout.vendor
+    )
     prefix = layout.vendor / "environments" / name
     staged = prefix.with_name(f".{name}.new")
     shutil.rmtree(staged, ignore_errors=True)

@@ -59,8 +59,10 @@ def fsync_tree(folder: Path) -> None:
     """Make a folder and everything below it durable."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            with (Path(parent) / name).open("rb") as file:
-                os.fsync(file.fileno())
+            path = Path(parent) / name
+            if not path.is_symlink():  # what a link leads to is not part of the tree
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         fsync_folder(Path(parent))
 
 

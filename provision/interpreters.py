@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -15,6 +15,9 @@ from packaging.version import Version
 from uv import find_uv_bin
 
 from provision.errors import HostError
+from provision.libpython import fetch
+
+_SYSTEM = Path("/usr/bin")
 
 # Asked of each candidate itself: only it knows where its shared library lies. Debian builds put it
 # below a multi-architecture folder, others straight into LIBDIR.
@@ -98,18 +101,20 @@ def problem(interpreter: Interpreter, *, fits: SpecifierSet, libpython: bool) ->
     return ""
 
 
-def find(python: str, *, libpython: bool) -> Interpreter:
+def find(python: str, *, libpython: bool, vendor: Path) -> Interpreter:
     """The interpreter to make an environment with.
 
-    The running one where it fits, otherwise the first found that does, otherwise one that uv
-    installs for the user (no root; a download of 30 MB).
+    The running one where it fits, otherwise the first found that does. Where one fits but for its
+    shared library, that is fetched from the distribution; at last uv installs an interpreter for
+    the user. Neither needs root.
 
     Args:
         python: Which versions fit, as a PEP 440 specifier.
         libpython: Whether it must come with its shared library.
+        vendor: Where a fetched library goes.
 
     Raises:
-        HostError: None fits, and uv could not install one.
+        HostError: None fits, and none could be had.
     """
     fits = SpecifierSet(python)
     rejected = []
@@ -117,15 +122,23 @@ def find(python: str, *, libpython: bool) -> Interpreter:
         reason = problem(candidate, fits=fits, libpython=libpython)
         if not reason:
             return candidate
-        rejected.append(f"{candidate.executable} is {candidate.version}, {reason}")
+        rejected.append((candidate, reason))
+    for candidate, _ in rejected:
+        # Any other Python than the system's may be another build than the distribution's library.
+        if not problem(candidate, fits=fits, libpython=False) and _SYSTEM in (
+            candidate.executable.parents
+        ):
+            library = fetch(candidate.minor, vendor)
+            if library:
+                return replace(candidate, libpython=library)
     managed = _install_managed(fits)
     if managed and not problem(managed, fits=fits, libpython=libpython):
         return managed
     wanted = f"Python {python}" + (" with its shared library" if libpython else "")
     package = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
     raise HostError(
-        f"no {wanted} was found, and uv could not install one",
-        cause="; ".join(rejected),
+        f"no {wanted} was found, and none could be installed",
+        cause="; ".join(f"{c.executable} is {c.version}, {reason}" for c, reason in rejected),
         fix=f"let uv reach the network (`uv python install 3.12`), or install one: "
         f"`apt install {package}` (Debian, Ubuntu) adds the library to the system's Python",
     )
@@ -147,7 +160,10 @@ def _install_managed(fits: SpecifierSet) -> Interpreter | None:
     """An interpreter that uv downloads: https://docs.astral.sh/uv/guides/install-python/."""
     uv = find_uv_bin()
     env = {**os.environ, "UV_PYTHON_PREFERENCE": "only-managed"}
-    if subprocess.run([uv, "python", "install", str(fits)], env=env, check=False).returncode != 0:
+    installed = subprocess.run(
+        [uv, "python", "install", str(fits)], env=env, capture_output=True, check=False
+    )
+    if installed.returncode != 0:
         return None
     found = subprocess.run(
         [uv, "python", "find", str(fits)], env=env, capture_output=True, text=True, check=False
