@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from provision import bootstrap
+from provision import bootstrap, pip_wheel
 from provision.errors import DownloadError
 from provision.layout import REPOSITORY
 
@@ -132,11 +132,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the bootstrap installs, and the pip that it pins, from the real index."""
     folder = tmp_path_factory.mktemp("wheels")
     try:
-        pip = bootstrap.find_pip(tmp_path_factory.mktemp("pip"))
+        pip = pip_wheel.find_pip(tmp_path_factory.mktemp("pip"))
     except DownloadError as error:
         pytest.skip(f"no pip and no package index: {error}")
     locked = (REPOSITORY / "provision" / "locks" / "bootstrap.txt").read_text()
-    pinned = f"pip=={bootstrap.PIP_WHEEL.split('-')[1]} --hash=sha256:{bootstrap.PIP_SHA256}"
+    pinned = f"pip=={pip_wheel.PIP_WHEEL.split('-')[1]} --hash=sha256:{pip_wheel.PIP_SHA256}"
     requirements = tmp_path_factory.mktemp("wanted") / "requirements.txt"
     requirements.write_text(f"{locked}\n{pinned}\n")
     result = subprocess.run(
@@ -299,7 +299,7 @@ def test_installs_what_is_locked_and_nothing_else(made: Path, wheels: Path) -> N
     packages = (made / ".slipway" / "nox" / "lib").glob("python*/site-packages/*.dist-info")
     names = {path.name.removesuffix(".dist-info") for path in packages}
     wanted = {"-".join(wheel.name.split("-")[:2]) for wheel in wheels.iterdir()}
-    assert names == wanted - {"-".join(bootstrap.PIP_WHEEL.split("-")[:2])}
+    assert names == wanted - {"-".join(pip_wheel.PIP_WHEEL.split("-")[:2])}
 
 
 def test_trusts_an_intact_environment_alone(made: Path, tmp_path: Path) -> None:
@@ -399,14 +399,14 @@ def test_python_without_ensurepip(
     venv.EnvBuilder(symlinks=True).create(host)
     if has_pip:
         (packages,) = host.glob("lib/python*/site-packages")
-        with zipfile.ZipFile(index.wheels / bootstrap.PIP_WHEEL) as wheel:
+        with zipfile.ZipFile(index.wheels / pip_wheel.PIP_WHEEL) as wheel:
             wheel.extractall(packages)
     result = run(
         clone, index.url, "nox", "--version", python=[host / "bin/python", "-c", WITHOUT_ENSUREPIP]
     )
     assert result.returncode == 0, result.stderr
     assert ("of this host" if has_pip else "downloaded") in result.stderr
-    assert f"/files/{bootstrap.PIP_WHEEL}" not in index.requests or not has_pip
+    assert f"/files/{pip_wheel.PIP_WHEEL}" not in index.requests or not has_pip
     assert not list((clone / ".slipway" / "nox").glob("*.whl"))
 
 
@@ -419,8 +419,8 @@ def test_downloads_pip(
     index.password = "p@ss" if kind == "password" else ""
     login = "me:p%40ss@" if kind == "password" else ""
     monkeypatch.setenv("PIP_INDEX_URL", f"http://{login}{index.address}/simple/")
-    wheel = bootstrap.download_pip(tmp_path)
-    assert wheel.read_bytes() == (index.wheels / bootstrap.PIP_WHEEL).read_bytes()
+    wheel = pip_wheel.download_pip(tmp_path)
+    assert wheel.read_bytes() == (index.wheels / pip_wheel.PIP_WHEEL).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_pip_cannot_be_downloaded(
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", path.format(index.address))
     with pytest.raises(DownloadError) as caught:
-        bootstrap.download_pip(tmp_path)
+        pip_wheel.download_pip(tmp_path)
     story = f"{caught.value.what} {caught.value.cause} {caught.value.fix}"
     assert what in story
     assert "PIP_INDEX_URL" in story
@@ -450,28 +450,28 @@ def test_pip_is_not_the_pinned_one(
 ) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    name = bootstrap.PIP_WHEEL if kind == "tampered" else "pip-1.0-py3-none-any.whl"
+    name = pip_wheel.PIP_WHEEL if kind == "tampered" else "pip-1.0-py3-none-any.whl"
     (wheels / name).write_bytes(b"not pip")
     with Index(wheels) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("PIP_INDEX_URL", server.url)
         with pytest.raises(DownloadError) as caught:
-            bootstrap.download_pip(tmp_path)
+            pip_wheel.download_pip(tmp_path)
         server.shutdown()
         thread.join()
     if kind == "tampered":
         got = hashlib.sha256(b"not pip").hexdigest()
-        assert f"Expected sha256 {bootstrap.PIP_SHA256}, got {got}" in caught.value.cause
+        assert f"Expected sha256 {pip_wheel.PIP_SHA256}, got {got}" in caught.value.cause
     else:
-        assert caught.value.what == f"{server.url} does not list {bootstrap.PIP_WHEEL}"
-    assert not (tmp_path / bootstrap.PIP_WHEEL).exists()
+        assert caught.value.what == f"{server.url} does not list {pip_wheel.PIP_WHEEL}"
+    assert not (tmp_path / pip_wheel.PIP_WHEEL).exists()
 
 
 def test_unreadable_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CERT", "/nonexistent.pem")
     with pytest.raises(DownloadError, match=r"PIP_CERT, /nonexistent\.pem"):
-        bootstrap.download_pip(tmp_path)
+        pip_wheel.download_pip(tmp_path)
 
 
 @pytest.mark.parametrize(
