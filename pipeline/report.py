@@ -10,14 +10,15 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from PIL import Image, ImageOps
+
+from pipeline.images import read_image
+from provision.files import write_atomically
 
 if TYPE_CHECKING:
     from pipeline.smoke_result import Latency, SmokeResult
@@ -41,14 +42,10 @@ def write_report(result: SmokeResult, folder: Path) -> tuple[Path, Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A file name that is not UTF-8 reaches us as lone surrogates. Backslashed, they are valid
-        # JSON, and harmless in HTML.
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # A file name that is not UTF-8 reaches us as lone surrogates. Backslashed, they are valid
+    # JSON, and harmless in HTML.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return path
 
 
 def _render(result: SmokeResult) -> str:
@@ -81,12 +78,10 @@ def thumbnail(file: Path) -> str | None:
     """The photo as the model sees its colours, upright and small, or None if it cannot be read."""
     jpeg = io.BytesIO()
     try:
-        with Image.open(file) as image:
-            image.draft("RGB", _PHOTO_SIZE)
-            small = image.convert("RGB")
-            small.thumbnail(_PHOTO_SIZE)
-            # Saving drops the metadata, and with it where the photo was taken.
-            ImageOps.exif_transpose(small).save(jpeg, "JPEG", quality=82, optimize=True)
+        small = read_image(file)
+        small.thumbnail(_PHOTO_SIZE)
+        # It has no metadata any more, and so none of where the photo was taken.
+        small.save(jpeg, "JPEG", quality=82, optimize=True)
     except Exception:  # noqa: BLE001 - decoders raise what they like, and the report comes first
         return None
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii")

@@ -131,16 +131,17 @@ def find(python: str, *, libpython: bool, vendor: Path) -> Interpreter:
             library = fetch(candidate.minor, vendor)
             if library:
                 return replace(candidate, libpython=library)
-    managed = _install_managed(fits)
+    managed, reason = _install_managed(fits)
     if managed and not problem(managed, fits=fits, libpython=libpython):
         return managed
     wanted = f"Python {python}" + (" with its shared library" if libpython else "")
-    package = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+    tried = [f"{c.executable} is {c.version}, {why}" for c, why in rejected]
+    lacking = [c for c, _ in rejected if not problem(c, fits=fits, libpython=False)]
+    apt = f", or `apt install libpython{lacking[0].minor}`" if lacking else ""
     raise HostError(
         f"no {wanted} was found, and none could be installed",
-        cause="; ".join(f"{c.executable} is {c.version}, {reason}" for c, reason in rejected),
-        fix=f"let uv reach the network (`uv python install 3.12`), or install one: "
-        f"`apt install {package}` (Debian, Ubuntu) adds the library to the system's Python",
+        cause="; ".join([*tried, f"uv: {reason}"]),
+        fix=f"let uv reach the network (`uv python install 3.12`){apt}, then run the same again",
     )
 
 
@@ -156,16 +157,19 @@ def _known_to_uv(fits: SpecifierSet) -> Iterator[Path]:
             yield Path(entry["path"])
 
 
-def _install_managed(fits: SpecifierSet) -> Interpreter | None:
-    """An interpreter that uv downloads: https://docs.astral.sh/uv/guides/install-python/."""
+def _install_managed(fits: SpecifierSet) -> tuple[Interpreter | None, str]:
+    """An interpreter that uv downloads, or why not.
+
+    https://docs.astral.sh/uv/guides/install-python/
+    """
     uv = find_uv_bin()
     env = {**os.environ, "UV_PYTHON_PREFERENCE": "only-managed"}
-    installed = subprocess.run(
-        [uv, "python", "install", str(fits)], env=env, capture_output=True, check=False
-    )
-    if installed.returncode != 0:
-        return None
-    found = subprocess.run(
-        [uv, "python", "find", str(fits)], env=env, capture_output=True, text=True, check=False
-    )
-    return probe(Path(found.stdout.strip())) if found.returncode == 0 else None
+    for job in ("install", "find"):
+        done = subprocess.run(
+            [uv, "python", job, str(fits)], env=env, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            words = done.stderr.strip().splitlines()
+            return None, words[-1].strip() if words else f"exit {done.returncode}"
+    found = probe(Path(done.stdout.strip()))
+    return found, "" if found else "what it installed does not run"

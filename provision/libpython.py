@@ -37,7 +37,10 @@ def fetch(minor: str, vendor: Path) -> Path | None:
     vendor.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=vendor, prefix=".libpython-") as name:
         work = Path(name)
-        package = _download(f"libpython{minor}", _installed(f"python{minor}-minimal"), work)
+        version = _installed(f"python{minor}-minimal")
+        # Ubuntu 24.04's carries the mark of the 64-bit time_t transition.
+        names = (f"libpython{minor}", f"libpython{minor}t64")
+        package = next(filter(None, (_download(name, version, work) for name in names)), None)
         if package is None:
             return None
         unpacked = work / "unpacked"
@@ -62,7 +65,7 @@ def _download(package: str, version: str, work: Path) -> Path | None:
         f"-oDir::Cache={work / 'cache'}",
     ]
     for options in ([], own):
-        if options:
+        if options and not (work / "lists").is_dir():
             (work / "lists" / "partial").mkdir(parents=True)
             (work / "cache" / "archives" / "partial").mkdir(parents=True)
             if _run("apt-get", *options, "--quiet", "update") is None:
