@@ -5,9 +5,9 @@ https://github.com/triton-inference-server/perf_analyzer/tree/main/docs
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+import re
+import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,18 @@ from provision import environments, processes
 from provision.errors import HostError, InternalError, ServerUnreachableError
 from provision.layout import Layout
 
-_PROGRAM = "perf_analyzer"
 # What its binary links against and its wheel does not bring; the server's wheel has both, under
 # names with a hash.
 _LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}
+
+PASSES = 3
+"""How often a load is measured in one go: the fewest that perf_analyzer calls stable."""
+# It repeats itself until three passes agree, which on a busy host they never do; so that any three
+# do, they may differ as they like. Not --request-count: it rounds the time up to whole seconds.
+_PASS_OPTIONS = (f"--max-trials={PASSES}", "--stability-percentage=999")
+_PASS = re.compile(r"Pass \[\d+\] throughput: (\S+) infer/sec\. p50 latency: (\d+) usec")
+# A pass takes this many times the measurement interval.
+_WINDOW = 1.2
 
 
 @dataclass(frozen=True)
@@ -35,24 +43,21 @@ class Load:
     p50_ms: float
 
     @classmethod
-    def parse(cls, report: str) -> Load:
-        """Read perf_analyzer's CSV of one concurrency.
+    def parse(cls, output: str) -> Load:
+        """Read what perf_analyzer prints of its passes; the first, in which all warms up, is left.
+
+        Its summary, on screen and in its CSV, takes in the first pass too.
 
         Raises:
-            InternalError: It is something else.
+            InternalError: There are not as many passes as there should be.
         """
-        rows = list(csv.DictReader(io.StringIO(report)))
-        try:
-            (row,) = rows
-            load = cls(float(row["Inferences/Second"]), float(row["p50 latency"]) / 1000)
-        except (KeyError, TypeError, ValueError):
-            load = None
-        if load is None or not (load.throughput > 0 and load.p50_ms > 0):
+        passes = [(float(rate), float(p50)) for rate, p50 in _PASS.findall(output)]
+        if len(passes) != PASSES:
             raise InternalError(
-                f"perf_analyzer's report is not understood: {report.strip()[:300]!r}",
-                fix="report this, with the log",
+                f"perf_analyzer printed {len(passes)} passes, not {PASSES}", fix="read the log"
             )
-        return load
+        rates, latencies = zip(*passes[1:], strict=True)
+        return cls(statistics.mean(rates), statistics.mean(latencies) / 1000)
 
 
 @dataclass(frozen=True)
@@ -62,55 +67,51 @@ class LoadGenerator:
     Attributes:
         program: The executable.
         variables: The process environment it has to run in.
-        folder: Where its reports go.
         log: Where its output goes.
     """
 
     program: Path
     variables: dict[str, str]
-    folder: Path
     log: Path
 
-    def measure(self, url: str, model: str, *, concurrency: int, requests: int) -> Load:
+    def measure(self, url: str, model: str, *, concurrency: int, seconds: float) -> Load:
         """Send requests of one image each, over HTTP with binary tensors, and time the answers.
 
         Args:
             url: ``HOST:PORT`` of the server.
             model: The model to ask.
             concurrency: How many requests are under way at once.
-            requests: How many in all. With a given number perf_analyzer neither repeats itself
-                until its figures are stable, which on a busy host they never are, nor cuts off
-                what is under way when the time is over.
+            seconds: How long each of its passes takes.
 
         Raises:
-            ServerUnreachableError: There were no answers, or a wrong one.
+            ServerUnreachableError: An answer was missing or an error.
         """
-        report = self.folder / "perf_analyzer.csv"
-        report.unlink(missing_ok=True)
         command = [
             str(self.program),
-            *("-m", model, "-u", url, "-i", "http", "-b", "1", "-f", str(report)),
+            *("-m", model, "-u", url, "-i", "http", "-b", "1", "-v"),
             *("--input-data", "random", "--percentile", "50"),
             f"--concurrency-range={concurrency}",
-            f"--request-count={requests}",
+            f"--measurement-interval={max(1, round(1000 * seconds / _WINDOW))}",
+            *_PASS_OPTIONS,
         ]
-        code = processes.run_logged(command, log=self.log, env=self.variables)
-        if code != 0 or not report.is_file():
+        lines: list[str] = []
+        code = processes.run_logged(command, log=self.log, env=self.variables, on_line=lines.append)
+        if code != 0:
             raise ServerUnreachableError(
                 f"perf_analyzer could not measure {model} at {url} (exit {code}):\n"
                 f"{processes.last_lines(self.log)}",
                 fix="read the log, and the server's beside it",
                 log=self.log,
             )
-        return Load.parse(report.read_text())
+        return Load.parse("\n".join(lines))
 
 
-def load_generator(layout: Layout, folder: Path, log: Path) -> LoadGenerator:
+def load_generator(layout: Layout, libraries: Path, log: Path) -> LoadGenerator:
     """The perf_analyzer of the environment `load`, installed first where it is missing, and tried.
 
     Args:
         layout: The host.
-        folder: Where its libraries and reports go.
+        libraries: A folder to make, with links to the libraries that it lacks.
         log: Where its output goes.
 
     Raises:
@@ -119,13 +120,40 @@ def load_generator(layout: Layout, folder: Path, log: Path) -> LoadGenerator:
     """
     environment = environments.ensure(layout, "load")
     variables = environment.variables()
-    libraries = folder / "libraries"
     _link_libraries(environments.ensure(layout, "serving"), libraries)
     folders = [str(libraries), variables.get("LD_LIBRARY_PATH", "")]
     variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
-    program = environment.prefix / "bin" / _PROGRAM
-    _try(program, variables)
-    return LoadGenerator(program, variables, folder, log)
+    generator = LoadGenerator(environment.prefix / "bin" / "perf_analyzer", variables, log)
+    check(generator)
+    return generator
+
+
+def check(generator: LoadGenerator) -> None:
+    """Run perf_analyzer once.
+
+    Raises:
+        HostError: It does not run; the message has the loader's words.
+    """
+    try:
+        tried = subprocess.run(
+            processes.bound_to_us([str(generator.program), "--version"]),
+            env=generator.variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        code, output = str(tried.returncode), tried.stdout + tried.stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        code, output = type(error).__name__, str(error)
+    if code != "0":
+        raise HostError(
+            f"NVIDIA's perf_analyzer does not run on this host ({code})",
+            cause=(output.strip().splitlines() or ["no output"])[-1],
+            fix="install the library that is named above, for example: apt-get install libssl3; "
+            "the program needs glibc 2.34 or newer and an x86-64 processor. If it is missing or "
+            f"damaged, delete {generator.program.parent.parent} and run the same command again",
+        )
 
 
 def _link_libraries(serving: environments.Environment, libraries: Path) -> None:
@@ -139,26 +167,3 @@ def _link_libraries(serving: environments.Environment, libraries: Path) -> None:
                 fix=f"delete {serving.prefix} and run the same command again",
             )
         (libraries / name).symlink_to(found[0])
-
-
-def _try(program: Path, variables: dict[str, str]) -> None:
-    try:
-        tried = subprocess.run(
-            processes.bound_to_us([str(program), "--version"]),
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        code, output = tried.returncode, tried.stdout + tried.stderr
-    except (OSError, subprocess.TimeoutExpired) as error:
-        code, output = None, str(error)
-    if code != 0:
-        raise HostError(
-            f"NVIDIA's perf_analyzer does not run on this host (exit {code})",
-            cause=(output.strip().splitlines() or ["no output"])[-1],
-            fix="install the library that is named above, for example: apt-get install libssl3; "
-            "the program needs glibc 2.34 or newer and an x86-64 processor. If it is missing or "
-            f"damaged, delete {program.parent.parent} and run the same command again",
-        )

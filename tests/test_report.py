@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -491,21 +492,18 @@ def test_unreadable_photos(tmp_path: Path) -> None:
         assert thumbnail(tmp_path / name) is None
 
 
-def test_a_report_is_replaced_whole_or_not_at_all(
-    result: SmokeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_replaced_whole_or_not_at_all(result: SmokeResult, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     paths = write_report(result, folder)
     assert paths == (folder / "smoke.json", folder / "smoke.html")
     before = [path.read_bytes() for path in paths]
 
-    def full(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:10])
-        raise OSError(28, "No space left on device", str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_report(replace(result, command="another"), folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_report(replace(result, command="another"), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.read_bytes() for path in paths] == before
     assert sorted(folder.iterdir()) == sorted(paths)
