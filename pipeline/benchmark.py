@@ -17,13 +17,13 @@ import psutil
 
 from pipeline import server
 from pipeline.benchmark_result import SCHEMA, Figure, Turns, show
-from pipeline.engines import available_cores
 from pipeline.load import load_generator
 from pipeline.manifest import Manifest
 from pipeline.measure import FULL, QUICK, Bench, add_null_model
 from pipeline.repository import Repository
 from pipeline.server_record import running
 from provision.console import say, warn
+from provision.cores import available_cores
 from provision.embedded_server import embedded_server
 from provision.errors import BusyError, RepositoryError
 from provision.files import lock, write_atomically

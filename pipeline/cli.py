@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from provision.errors import SlipwayError, UsageError, all_errors
 from provision.failures import run
 from provision.layout import Layout
 
@@ -27,22 +28,35 @@ examples:
   python -m pipeline serve --detach
   python -m pipeline smoke --model resnet50
   python -m pipeline stop
-
-exit codes: 0 done; 2 wrong usage; 3 no server of ours runs; 10 host; 11 environment; 12 download;
-13 storage; 14 busy; 20 weights; 21 export; 22 verification; 23 configuration; 24 repository;
-30 server start; 31 port in use; 32 server unreachable; 33 model load; 40 image; 50 smoke test;
-70 a defect in Slipway; 130 interrupted
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, do the job, return its exit code."""
     options = parser().parse_args(arguments)
-    layout = Layout.from_environment()
     # Asked to end (by nox, systemd or a closing terminal), we end in order, as on Ctrl-C.
     for asked in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(asked, signal.default_int_handler)
-    return run(lambda: int(options.job(layout, options) or 0), layout.logs)
+        if signal.getsignal(asked) != signal.SIG_IGN:  # as under nohup
+            signal.signal(asked, signal.default_int_handler)
+    return run(lambda: int(options.job(Layout.from_environment(), options) or 0), _logs())
+
+
+def _logs() -> Path | None:
+    """Where the log of a defect goes; nowhere in particular without a root."""
+    try:
+        return Layout.from_environment().logs
+    except UsageError:
+        return None
+
+
+def _exit_codes() -> str:
+    """Every exit code with its meaning, which is the first line of its error's description."""
+    rows = [f"  {0:3}  done"]
+    for error in sorted(all_errors(), key=lambda e: e.exit_code):
+        if error is not SlipwayError:
+            summary = (error.__doc__ or "").partition("\n")[0].rstrip(".")
+            rows.append(f"  {error.exit_code:3}  {summary[0].lower()}{summary[1:]}")
+    return "\nexit codes:\n" + "\n".join(rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="python -m pipeline",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES + _exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     jobs = whole.add_subparsers(title="jobs", metavar="JOB", required=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.http as triton_http
+from geventhttpclient.response import HTTPParseError
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -47,6 +48,9 @@ class TritonClient:
 
     def __init__(self, url: str, *, concurrency: int = 1) -> None:
         self.url = url
+        host, _, port = url.rpartition(":")
+        if not host or "/" in url or not port.isdecimal():
+            raise UsageError(f"'{url}' is not a server's address", fix="give it as HOST:PORT")
         try:
             self._http = triton_http.InferenceServerClient(
                 url,
@@ -69,7 +73,7 @@ class TritonClient:
         """Whether the server answers at all."""
         try:
             return bool(self._http.is_server_live())
-        except (OSError, InferenceServerException, ValueError):
+        except (OSError, InferenceServerException, ValueError, HTTPParseError):
             return False
 
     def ready(self) -> bool:
@@ -106,15 +110,6 @@ class TritonClient:
         """The models the server knows, with their states."""
         with self._reaching():
             return list(self._http.get_model_repository_index())
-
-    def load(self, model: str) -> None:
-        """Load a model, or load it again.
-
-        Raises:
-            InferenceServerException: The server refuses; what it served before stays.
-        """
-        with self._reaching():
-            self._http.load_model(model)
 
     def logits(self, model: str, images: Array, *, version: str = "") -> Array:
         """The raw output for an input tensor, both fp32 and sent as binary.
@@ -162,7 +157,7 @@ class TritonClient:
             if error.status() is None and "timed out" in str(error):
                 raise self._unreachable(error) from None
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPParseError) as error:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> ServerUnreachableError:

@@ -27,6 +27,8 @@ def read_config(path: Path) -> Any:
         raise ConfigError(
             f"{path} is not a model configuration: {error}", fix="correct the line that is named"
         ) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def read_labels(path: Path, *, classes: int) -> list[str]:
@@ -35,7 +37,10 @@ def read_labels(path: Path, *, classes: int) -> list[str]:
     Raises:
         ConfigError: Their number is not that of the model's classes, or one is empty.
     """
-    labels = path.read_text().splitlines()
+    try:
+        labels = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     fix = f"put one label a line into {path}, in the order of the model's classes"
     if len(labels) != classes:
         raise ConfigError(
@@ -84,8 +89,18 @@ def deployed_config(
             f"{len(config.output)} outputs, not one of each",
             fix=f"correct model_repository/{name}/config.pbtxt",
         )
-    shapes = ((config.input[0], [3, side, side]), (config.output[0], [classes]))
-    for tensor, dims in shapes:
+    shapes = (
+        ("input", config.input[0], [3, side, side]),
+        ("output", config.output[0], [classes]),
+    )
+    for wanted, tensor, dims in shapes:
+        if (tensor.name, tensor.data_type) != (wanted, triton.TYPE_FP32):
+            raise ConfigError(
+                f"the configuration of {name} has the tensor {tensor.name} of "
+                f"{triton.DataType.Name(tensor.data_type)}, where the model has {wanted} of "
+                "TYPE_FP32",
+                fix=f"correct model_repository/{name}/config.pbtxt",
+            )
         if own_source and list(tensor.dims) != dims:
             raise ConfigError(
                 f"the configuration of {name} gives {tensor.name} the dims {list(tensor.dims)}, "
@@ -93,6 +108,7 @@ def deployed_config(
                 fix=f"correct model_repository/{name}/config.pbtxt",
             )
         tensor.dims[:] = dims
+        tensor.ClearField("reshape")
         if max_batch_size == 0:
             tensor.reshape.shape[:] = [1, *dims]
     config.max_batch_size = max_batch_size
@@ -112,3 +128,7 @@ def to_text(config: Any) -> str:
     if text_format.Parse(text, triton.ModelConfig()) != config:
         raise ConfigError("the configuration does not survive being written", fix="report this")
     return text
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} cannot be read: {error}", fix="put it back, as UTF-8 text")

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.worker import MARK, Progress
 from provision import processes
 from provision.environments import Environment
-from provision.errors import InternalError, SlipwayError
+from provision.errors import InternalError, SlipwayError, StorageError
 from provision.layout import REPOSITORY
 
 
@@ -26,6 +26,7 @@ def call(
 
     Raises:
         SlipwayError: Whatever the worker raised, as the class it raised.
+        StorageError: It had no room for its result.
         InternalError: The worker ended without a word; the log has its output.
     """
     request_file, result_file = folder / "request.json", folder / "result.json"
@@ -40,6 +41,12 @@ def call(
     try:
         result: dict[str, Any] = json.loads(result_file.read_text())
     except (OSError, ValueError):
+        if code == StorageError.exit_code:
+            raise StorageError(
+                f"cannot write into {folder}: no space left on device",
+                fix="free some space there, or point SLIPWAY_ROOT at a larger disk",
+                log=log,
+            ) from None
         killed = "; was it killed, for want of memory perhaps?" if code < 0 else ""
         raise InternalError(
             f"{module} ended with {code} and no result{killed}:\n{processes.last_lines(log)}",

@@ -16,7 +16,8 @@ from pipeline.repository import Repository, check_name
 from pipeline.weights import WeightsSpec
 from provision import environments
 from provision.console import say, step, warn
-from provision.files import sha256
+from provision.cores import available_cores
+from provision.files import fresh_folder, sha256
 from provision.layout import REPOSITORY, Layout
 
 SOURCES = REPOSITORY / "model_repository"
@@ -27,7 +28,9 @@ _MAKERS = (
     "engines.py",
     "export.py",
     "images.py",
+    "install.py",
     "onnxruntime_model.py",
+    "photos.toml",
     "prepare.py",
     "preprocess.py",
     "tolerances.toml",
@@ -68,15 +71,15 @@ class DeployRequest:
 
     @property
     def source(self) -> Path:
-        """The folder of its readable sources; a model without one borrows ResNet-50's."""
-        own = SOURCES / self.model
-        return own if own.is_dir() else SOURCES / _TEMPLATE
+        """The folder of its readable sources: by its name, its architecture, or ResNet-50's."""
+        folders = (SOURCES / name for name in (self.model, self.architecture, _TEMPLATE))
+        return next(folder for folder in folders if (folder / "config.pbtxt").is_file())
 
     def fingerprint(self) -> str:
         """A hash over everything that decides what is deployed."""
         here = Path(__file__).parent
         files = [here / name for name in _MAKERS]
-        files += [self.source / "config.pbtxt", self.source / "labels.txt"]
+        files += [file for file in sorted(self.source.iterdir()) if file.is_file()]
         files += [environments.lock_file("export")]
         facts = {
             "architecture": self.architecture,
@@ -84,6 +87,7 @@ class DeployRequest:
             "max_batch_size": self.max_batch_size,
             "instances": self.instances,
             "threads": self.threads,
+            "cores": available_cores(),
             "files": [sha256(file) for file in files],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -153,8 +157,7 @@ def _deploy(
     engine = OnnxRuntimeEngine.choose(instances=request.instances, threads=request.threads)
     say(f"engine {engine.name}: {engine.reason}")
     work = layout.transit / "deploy" / model
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    fresh_folder(work)
     onnx, reference = work / "model.onnx", work / "reference.npz"
     samples = {photo.name: photo.path for photo in photos.sample_photos()}
     order = {

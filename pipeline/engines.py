@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-
-def available_cores() -> int:
-    """The cores this process may use, which in a container or cpuset are fewer than there are."""
-    return len(os.sched_getaffinity(0))
+from provision.cores import available_cores
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,8 @@ class OnnxRuntimeEngine:
     def configure(self, config: Any) -> None:
         """Add this engine's fields to a ``ModelConfig``."""
         config.backend = self.backend
+        config.ClearField("platform")
+        config.ClearField("instance_group")
         config.parameters["intra_op_num_threads"].string_value = str(self.threads)
         config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=self.instances)
 

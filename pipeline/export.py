@@ -58,7 +58,9 @@ def export_onnx(model: Any, path: Path, *, crop: int) -> None:
         except OSError:
             raise
         except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            # The exporter's own words are advice to those who write models.
+            inner = error.__cause__ or error
+            reason = str(inner).strip().splitlines() or [type(inner).__name__]
             raise ExportError(
                 "the model cannot be exported to ONNX", cause=reason[0][:300], fix=_OTHER_MODEL
             ) from error

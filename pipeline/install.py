@@ -66,7 +66,7 @@ def install_version(
         classes=prepared.classes,
         max_batch_size=max_batch_size,
         engine=engine,
-        own_source=source.name == model,
+        own_source=source.name in {model, architecture},
     )
     label_file = config.output[0].label_filename
     if not label_file:

@@ -36,38 +36,51 @@ class Sender:
         good = {"name": "input", "shape": shape, "datatype": "FP32"}
         larger = [*shape[:-1], shape[-1] + 1]
         size = _size(shape)
+        absent = f"{self.model}-not-there"
         send = functools.partial
         return {
-            "wrong shape": send(self._refused, {**good, "shape": larger}, _size(larger)),
-            "wrong datatype": send(self._refused, {**good, "datatype": "INT32"}, size),
-            "wrong name": send(self._refused, {**good, "name": "pixels"}, size),
-            "too few bytes": send(self._refused, good, size, sent=size // 2),
-            "unknown model": send(self._refused, good, size, model=f"{self.model}-not-there"),
+            "wrong shape": send(self._refused, "shape", {**good, "shape": larger}, _size(larger)),
+            "wrong datatype": send(self._refused, "INT32", {**good, "datatype": "INT32"}, size),
+            "wrong name": send(self._refused, "pixels", {**good, "name": "pixels"}, size),
+            "too few bytes": send(self._refused, "size", good, size, sent=size // 2),
+            "unknown model": send(self._refused, absent, good, size, model=absent),
             "a connection lost half way": send(self._hang_up, size),
         }
 
     def _refused(
-        self, tensor: dict[str, Any], size: int, *, sent: int | None = None, model: str = ""
+        self,
+        reason: str,
+        tensor: dict[str, Any],
+        size: int,
+        *,
+        sent: int | None = None,
+        model: str = "",
     ) -> str:
         """Send a binary tensor of `size` bytes, or only `sent` of them, and judge the answer.
+
+        It has to be an error of the client's (4xx), with a message that holds `reason`.
 
         https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
         """
         header = {"inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}
         text = json.dumps(header).encode()
-        answer = requests.post(
-            f"http://{self.url}/v2/models/{model or self.model}/infer",
-            data=text + bytes(size if sent is None else sent),
-            headers={"Inference-Header-Content-Length": str(len(text))},
-            timeout=_TIMEOUT_SECONDS,
-        )
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy, as for every other request
+            answer = session.post(
+                f"http://{self.url}/v2/models/{model or self.model}/infer",
+                data=text + bytes(size if sent is None else sent),
+                headers={"Inference-Header-Content-Length": str(len(text))},
+                timeout=_TIMEOUT_SECONDS,
+            )
         if not requests.codes.bad_request <= answer.status_code < requests.codes.server_error:
             return f"answered with {answer.status_code}"
         try:
             message = answer.json().get("error")
         except (ValueError, AttributeError):
             message = None
-        return "" if message else "refused without an error message"
+        if not message:
+            return "refused without an error message"
+        return "" if reason in message else f"refused for another reason: {message}"
 
     def _hang_up(self, size: int) -> str:
         host, _, port = self.url.rpartition(":")

@@ -57,6 +57,15 @@ class Manifest:
         """Whether the weights are torchvision's own, so that labels can be expected."""
         return bool(self.weights["kind"] == "pretrained")
 
+    @property
+    def redeploy(self) -> str:
+        """The command that deploys the same again."""
+        words = ["nox -s deploy --", self.architecture, "--weights", self.weights["spec"]]
+        if self.model != self.architecture:
+            words += ["--name", self.model]
+        words += ["--max-batch-size", str(self.max_batch_size), "--force"]
+        return " ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain data."""
         return asdict(self)
@@ -75,11 +84,12 @@ class Manifest:
         fix = "deploy the model again with `--force`"
         try:
             data = json.loads(path.read_text())
-            if data.get("schema") == SCHEMA:
+            schema = data["schema"]
+            if schema == SCHEMA:
                 return cls(**data)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RepositoryError(f"{path} cannot be read: {error}", fix=fix) from None
-        raise RepositoryError(f"{path} is of schema {data.get('schema')}, not {SCHEMA}", fix=fix)
+        raise RepositoryError(f"{path} is of schema {schema}, not {SCHEMA}", fix=fix)
 
 
 def describe(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from pipeline.manifest import Manifest
 from provision.errors import StorageError, UsageError
-from provision.files import fsync_tree, lock, put_folder
+from provision.files import fresh_folder, fsync_tree, lock, put_folder
 from provision.layout import Layout
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]*")  # what Triton takes for one
 
 
 class Repository:
@@ -43,7 +44,9 @@ class Repository:
         folder = self.path / model
         if not folder.is_dir():
             return []
-        return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+        return sorted(
+            int(p.name) for p in folder.iterdir() if p.is_dir() and _VERSION.fullmatch(p.name)
+        )
 
     def manifest_path(self, model: str, version: int) -> Path:
         """Where a version's manifest is: beside its folder."""
@@ -75,15 +78,20 @@ class Repository:
 
         It lies beside the repository, not in it: Triton takes every folder in it for a model,
         also one whose name starts with a dot.
+
+        Raises:
+            StorageError: The repository is on another file system than the folder beside it.
         """
         staged = self.path.resolve().parent / ".staging" / model
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        live = self.path / model
-        if live.is_dir():
-            shutil.copytree(live, staged, copy_function=os.link)
-        else:
-            staged.mkdir()
+        fresh_folder(staged)
+        live = (self.path / model).resolve()
+        try:
+            if live.is_dir():
+                with self._in_one_step():
+                    _link_tree(live, staged)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
         return staged
 
     def install(self, model: str, staged: Path) -> None:
@@ -95,17 +103,23 @@ class Repository:
         self.path.mkdir(parents=True, exist_ok=True)
         fsync_tree(staged)
         try:
-            put_folder(staged, self.path / model)
+            with self._in_one_step():
+                put_folder(staged, (self.path / model).resolve())
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _in_one_step(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL):
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS):
                 raise
             raise StorageError(
                 f"{self.path} cannot be changed in one step: {os.strerror(error.errno)}",
                 cause="it is a file system of its own, or one that cannot exchange two folders",
                 fix=f"make {self.path} a link to a folder inside that file system",
             ) from None
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_name(model: str) -> None:
@@ -117,7 +131,7 @@ def check_name(model: str) -> None:
     if not _NAME.fullmatch(model):
         raise UsageError(
             f"'{model}' cannot be a model's name",
-            fix="use letters, digits, '_', '.' and '-', the first a letter or digit",
+            fix="use up to 128 letters, digits, '_', '.' and '-', the first a letter or digit",
         )
 
 
@@ -136,3 +150,15 @@ def add_file(folder: Path, name: str, content: Path | str) -> Path:
 def add_files(folder: Path, files: Mapping[str, Path | str]) -> list[Path]:
     """:func:`add_file` for each."""
     return [add_file(folder, name, content) for name, content in files.items()]
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Fill a folder with hard links to what another holds; shutil's copytree hides the errno."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            copy = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                copy.mkdir()
+                _link_tree(Path(entry.path), copy)
+            else:
+                os.link(entry.path, copy, follow_symlinks=False)

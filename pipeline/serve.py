@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from rich.table import Table
-from tritonclient.utils import InferenceServerException
 
 from pipeline import server, server_record
 from pipeline.client import TritonClient
@@ -25,6 +24,7 @@ from provision.layout import Layout
 from provision.processes import last_lines
 
 _WATCH_SECONDS = 0.2
+_LOADING_SECONDS = 180
 
 
 def serve(layout: Layout, options: server.ServeOptions, *, detach: bool) -> None:
@@ -39,22 +39,27 @@ def serve(layout: Layout, options: server.ServeOptions, *, detach: bool) -> None
             f"nothing is deployed in {layout.models}",
             fix="deploy a model first: `nox -s deploy_resnet50`",
         )
+    # Before the installation is looked at, which may have to be made anew, under that server.
+    server.refuse_second(layout)
     record = server.start(layout, embedded_server(layout), options, role="serve", bound=not detach)
-    _show(record)
     if detach:
+        _show(record)
         say("in the background; `nox -s stop` ends it")
         return
-    say("Ctrl-C ends it")
     try:
+        _show(record)
+        say("Ctrl-C ends it")
         while record.process():
             time.sleep(_WATCH_SECONDS)
+        # Whoever stops it says so in its record first, and removes the record last.
+        known = {known.id: known for known in server_record.records(layout)}
     except KeyboardInterrupt:
         with step("Stop the server"):
             server.stop(layout, record)
         return
-    known = {known.id for known in server_record.records(layout)}
-    server.stop(layout, record)
-    if record.id in known:
+    finally:
+        server.stop(layout, record)
+    if record.id in known and not known[record.id].stopping:
         raise ServerStartError(
             f"the server ended by itself; its last words:\n{last_lines(Path(record.log))}",
             fix="read the log, then start it again",
@@ -70,12 +75,14 @@ def status(layout: Layout) -> None:
         NotRunningError: No server of ours runs.
     """
     record = server_record.running(layout)
-    states = {}
+    states: dict[str, list[str]] = {}
     if record:
         _show(record)
         with TritonClient(record.url) as client:
             for entry in client.repository():
-                states[entry["name"]] = (entry.get("version", ""), _state(entry))
+                if entry.get("reason") != "unloaded":
+                    served = f"version {entry.get('version', '?')}, {_state(entry)}"
+                    states.setdefault(entry["name"], []).append(served)
     table = Table(box=None, pad_edge=False)
     for column in ("model", "deployed", "weights", "engine", "served"):
         table.add_column(column, overflow="fold")
@@ -87,8 +94,7 @@ def status(layout: Layout) -> None:
             table.add_row(model, "?", error.what, "", "")
             continue
         assert manifest is not None  # noqa: S101 - models() lists those with a version
-        version, state = states.get(model, ("", "no" if record else ""))
-        served = f"version {version}, {state}" if version else state
+        served = "\n".join(states.get(model, ["no"] if record else []))
         table.add_row(
             model,
             f"version {manifest.version}",
@@ -123,25 +129,44 @@ def load_new_version(layout: Layout, manifest: Manifest) -> None:
     Raises:
         ModelLoadError: It refuses, and goes on with what it served before.
     """
-    record = server_record.running(layout)
+    record = server_record.awaited(layout)
     if record is None:
         return
-    with step(f"Load {manifest.model} version {manifest.version} at {record.url}"):
-        try:
-            with TritonClient(record.url) as client:
-                client.load(manifest.model)
-        except InferenceServerException as error:
-            raise ModelLoadError(
-                f"the server at {record.url} cannot load {manifest.model} version "
-                f"{manifest.version}, and serves what it served before: {error.message()}",
-                fix=f"read the log, then `nox -s deploy -- {manifest.model} --force`",
-                log=Path(record.log),
-            ) from None
+    with (
+        step(f"{record.url} takes up {manifest.model} version {manifest.version}"),
+        TritonClient(record.url) as client,
+    ):
+        deadline = time.monotonic() + _LOADING_SECONDS
+        while time.monotonic() < deadline:
+            entries = {
+                entry.get("version"): entry
+                for entry in client.repository()
+                if entry["name"] == manifest.model
+            }
+            entry = entries.get(str(manifest.version), {})
+            if entry.get("state") == "READY":
+                return
+            if entry.get("state") == "UNAVAILABLE" and entry.get("reason") != "unloaded":
+                raise _not_loaded(record, manifest, _state(entry))
+            time.sleep(_WATCH_SECONDS)
+        raise _not_loaded(record, manifest, f"it was not there after {_LOADING_SECONDS} s")
+
+
+def _not_loaded(
+    record: server_record.ServerRecord, manifest: Manifest, reason: str
+) -> ModelLoadError:
+    return ModelLoadError(
+        f"the server at {record.url} cannot load {manifest.model} version {manifest.version}, and "
+        f"serves what it served before: {reason}",
+        fix=f"read the log, then deploy again: `{manifest.redeploy}`",
+        log=Path(record.log),
+    )
 
 
 def _state(entry: dict[str, str]) -> str:
     state = entry.get("state", "not loaded")
-    return f"{state} ({entry['reason']})" if entry.get("reason") else state
+    reason, _, _ = entry.get("reason", "").partition("\n\nAt:")  # a traceback follows
+    return f"{state} ({reason})" if reason else state
 
 
 def _show(record: server_record.ServerRecord) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import http.client
+import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -14,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
-import requests
 
 from pipeline.server_record import (
     LOOPBACK,
@@ -22,11 +23,14 @@ from pipeline.server_record import (
     ServerRecord,
     clear,
     clear_leftovers,
+    clearing,
+    here,
+    in_turn,
     running,
     write,
 )
 from provision import processes
-from provision.console import say, step
+from provision.console import step
 from provision.embedded_server import ServerInstallation
 from provision.errors import (
     BusyError,
@@ -35,12 +39,24 @@ from provision.errors import (
     ServerStartError,
     UsageError,
 )
-from provision.files import lock
 from provision.layout import Layout
 
 _EXIT_TIMEOUT_SECONDS = 10
 _POLL_SECONDS = 0.05
-_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version (\d+))?: (.*?)\"?$", re.MULTILINE)
+_REPOSITORY_POLL_SECONDS = 1
+_PROBE_SECONDS = 2
+# How the log tells that a model does not load: groups model, version, reason.
+_LOAD_FAILURES = [
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"failed to load '(?P<model>[^']+)'(?: version (?P<version>\d+))?: (?P<reason>.*?)\"?$",
+        r"Poll failed for model directory '(?P<model>[^']+)': (?P<version>)(?P<reason>.*?)\"?$",
+        r"Python stub: (?P<reason>Python model file .*?/(?P<model>[^/]+)/(?P<version>\d+)/.*)$",
+    )
+]
+# A stub that ends with these words is waited for by the server, for good.
+_HANGS = "Failed to preinitialize Python stub"
+_CONFIG_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (.*)")
 
 
 @dataclass(frozen=True)
@@ -87,14 +103,10 @@ def start(
         ModelLoadError: A model does not load.
         ServerStartError: It died or was not ready in time; the message shows its last words.
     """
-    with lock(layout.run / f"{role}.lock", holder="start a server", waiting=say):
+    with in_turn(layout, role):
         clear_leftovers(layout)
-        other = running(layout) if role == "serve" else None
-        if other:
-            raise BusyError(
-                f"a server runs already, at {other.url} (process {other.pid})",
-                fix="use that one, or end it with `nox -s stop`",
-            )
+        if role == "serve":
+            refuse_second(layout)
         chosen = _ports(options)
         record = ServerRecord(
             id=uuid.uuid4().hex[:12],
@@ -105,18 +117,34 @@ def start(
             grpc=chosen.grpc,
             metrics=chosen.metrics,
             repository=str(repository or layout.models),
+            folder=str(layout.root),
+            where=here(),
             log=str(layout.logs / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{chosen.http}.log"),
         )
-        with step(f"Start {installation.name} on {record.url}") as starting:
-            record = _spawn(layout, installation, record, bound=bound)
-            begun = time.monotonic()
-            try:
+        try:
+            with step(f"Start {installation.name} on {record.url}") as starting:
+                begun = time.monotonic()
+                record = _spawn(layout, installation, record, bound=bound)
                 _wait_until_ready(record, options.timeout)
-            except BaseException:
-                stop(layout, record)
-                raise
-            starting.detail = f"ready after {time.monotonic() - begun:.1f} s"
+                starting.detail = f"ready after {time.monotonic() - begun:.1f} s"
+        except BaseException:
+            stop(layout, record)
+            raise
         return record
+
+
+def refuse_second(layout: Layout) -> None:
+    """Make sure that no server of ``nox -s serve`` runs.
+
+    Raises:
+        BusyError: One does.
+    """
+    other = running(layout)
+    if other:
+        raise BusyError(
+            f"a server runs already, at {other.url} (process {other.pid})",
+            fix="use that one, or end it with `nox -s stop`",
+        )
 
 
 @contextlib.contextmanager
@@ -135,32 +163,36 @@ def temporary(
 
 
 def stop(layout: Layout, record: ServerRecord) -> None:
-    """End a server in order, then remove whatever is left of it."""
+    """End a server in order, then remove whatever is left of it.
+
+    An interruption, such as a second Ctrl-C, ends the wait for the server and then the server.
+    """
     process = record.process()
-    if process:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
-            try:
+    try:
+        if process:
+            with contextlib.suppress(OSError, psutil.Error):
+                write(layout, replace(record, stopping=True))
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
                 process.wait(_EXIT_TIMEOUT_SECONDS + 5)
-            except psutil.TimeoutExpired:
-                process.kill()
-                process.wait(_EXIT_TIMEOUT_SECONDS)
-    clear(layout, record)
+    finally:
+        clear(layout, record)
 
 
 def command(installation: ServerInstallation, record: ServerRecord) -> list[str]:
     """The server's command line.
 
+    The server polls its repository, so that it takes up what is deployed. The explicit mode would
+    do that at once, but lets whoever reaches the port load code of his own. The fault of polling,
+    that it may see half of a version, is none where versions come in one step.
     https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_management.md
-    explains the explicit mode: every model is loaded at the start, and a deploy can load its model
-    again without a restart.
     """
     return [
         str(installation.program),
-        f"--model-repository={record.repository}",
-        f"--backend-directory={installation.backends}",
-        "--model-control-mode=explicit",
-        "--load-model=*",
+        f"--model-repository={_plain_path(record.repository, record.folder)}",
+        f"--backend-directory={_plain_path(installation.backends, record.folder)}",
+        "--model-control-mode=poll",
+        f"--repository-poll-secs={_REPOSITORY_POLL_SECONDS}",
         "--allow-http=true",
         f"--http-address={record.host}",
         f"--http-port={record.http}",
@@ -173,27 +205,42 @@ def command(installation: ServerInstallation, record: ServerRecord) -> list[str]
     ]
 
 
+def _plain_path(path: Path | str, folder: str) -> str:
+    """A path as seen from the server's folder.
+
+    Triton starts its stubs by a shell, without quoting: a blank in a path would end there.
+    """
+    return os.path.relpath(path, folder)
+
+
 def _spawn(
     layout: Layout, installation: ServerInstallation, record: ServerRecord, *, bound: bool
 ) -> ServerRecord:
     line: Sequence[str] = command(installation, record)
     if bound:
         line = processes.bound_to_us(line, death_signal="TERM")
-    # Recorded before there is a process, so that nothing can start and be forgotten.
-    write(layout, record)
     log = Path(record.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        child = subprocess.Popen(
-            line,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**installation.variables, MARK: record.id},
-            start_new_session=True,
-        )
-    started = replace(record, pid=child.pid, created=psutil.Process(child.pid).create_time())
-    write(layout, started)
+    with log.open("w") as output, clearing(layout):
+        # Recorded before there is a process, so that nothing can start and be forgotten.
+        write(layout, record)
+        try:
+            child = subprocess.Popen(
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**installation.variables, MARK: record.id},
+                cwd=record.folder,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServerStartError(
+                f"{line[0]} cannot be run: {error.strerror}",
+                fix="delete vendor/environments/serving under the root, then start again",
+            ) from None
+        started = replace(record, pid=child.pid)
+        write(layout, started)
     # The process is ended and awaited by its record, by whichever process does it.
     child.returncode = 0
     return started
@@ -206,24 +253,44 @@ def _wait_until_ready(record: ServerRecord, timeout: float) -> None:
         process = record.process()
         if process is None:
             raise _start_failure(log, "the server ended while starting")
-        with contextlib.suppress(requests.RequestException):
-            answer = requests.get(f"http://{record.url}/v2/health/ready", timeout=2)
-            if answer.ok:
-                return
+        if _is_ready(record.url):
+            return
+        if _HANGS in log.read_text(errors="replace"):
+            raise _start_failure(log, "the server cannot start the Python backend")
         time.sleep(_POLL_SECONDS)
-    raise _start_failure(log, f"the server was not ready after {timeout:.0f} s")
+    raise _start_failure(log, f"the server was not ready after {timeout:g} s")
+
+
+def _is_ready(url: str) -> bool:
+    """Ask without a proxy, and hang up: a server that is to end waits for open connections."""
+    connection = http.client.HTTPConnection(url, timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _start_failure(log: Path, what: str) -> ServerStartError | ModelLoadError:
     text = log.read_text(errors="replace")
-    failed = _LOAD_FAILURE.search(text)
+    failed = next(filter(None, (pattern.search(text) for pattern in _LOAD_FAILURES)), None)
     if failed:
-        model, version, reason = failed.groups()
+        model, version = failed["model"], failed["version"]
         named = f"{model} version {version}" if version else model
+        reason, _, _ = failed["reason"].partition(r"\n\nAt:")  # a traceback follows
+        detail = _CONFIG_ERROR.search(text)
+        fix = (
+            f"deploy it again (`nox -s deploy -- {model} --force`), or remove its folder from the "
+            "model repository"
+        )
+        if "shared memory" in reason:
+            fix = "make room in /dev/shm (`df /dev/shm`), of which every copy of a model takes 1 MB"
         return ModelLoadError(
             f"the server cannot load {named}: {reason.strip()[:500]}",
-            fix=f"deploy it again (`nox -s deploy -- {model} --force`), or remove its folder from "
-            "the model repository",
+            cause=detail[1] if detail else "",
+            fix=fix,
             log=log,
         )
     return ServerStartError(
@@ -237,15 +304,19 @@ def _start_failure(log: Path, what: str) -> ServerStartError | ModelLoadError:
 def _ports(options: ServeOptions) -> ServeOptions:
     """The options with real ports: given ones are tried, zeros are replaced by free ones.
 
+    A host's name is replaced by its address.
+
     Raises:
         PortInUseError: A given one is taken.
         UsageError: The address is not one of this host's, or two ports are the same.
     """
     wanted = {"http": options.http, "grpc": options.grpc, "metrics": options.metrics}
+    if not options.host:  # which would be every address to the kernel
+        raise UsageError("the address to listen on is empty", fix="give one, such as 127.0.0.1")
     given = [port for port in wanted.values() if port]
     if len(given) != len(set(given)):
         raise UsageError("two of the ports are the same", fix="give three different ports")
-    chosen = {}
+    host, chosen = options.host, {}
     with contextlib.ExitStack() as held:
         for name, port in wanted.items():
             listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
@@ -255,7 +326,7 @@ def _ports(options: ServeOptions) -> ServeOptions:
                 listener.bind((options.host, port))
                 listener.listen(1)
             except (OSError, OverflowError) as error:
-                if isinstance(error, OSError) and _taken(options.host, port):
+                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                     raise PortInUseError(
                         f"port {port} ({name}) is taken by {processes.listener(port)}",
                         fix=f"end that process, or give another port (`--{name}-port`; 0 takes a "
@@ -265,14 +336,6 @@ def _ports(options: ServeOptions) -> ServeOptions:
                     f"cannot listen on {options.host}:{port}: {error}",
                     fix="give an address of this host and a port from 1024 to 65535",
                 ) from None
-            chosen[name] = listener.getsockname()[1]
-    return replace(options, **chosen)
-
-
-def _taken(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            return probe.connect_ex((host, port)) == 0
-        except (OSError, OverflowError):
-            return False
+            # As a number: Triton takes a name without a word for an address that nobody has.
+            host, chosen[name] = listener.getsockname()
+    return replace(options, host=host, **chosen)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from provision import processes
-from provision.files import write_atomically
+from provision.console import say
+from provision.files import lock, write_atomically
 from provision.layout import Layout
 
 LOOPBACK = "127.0.0.1"
@@ -38,9 +41,11 @@ class ServerRecord:
         metrics: Its metrics port.
         repository: The model repository that it serves.
         log: Its log file.
+        folder: Where it runs; it knows its files by their paths from there.
+        where: The host and process namespace that its process id belongs to, since a root may be
+            shared.
         pid: Its process id; 0 before it has one.
-        created: When that process was created, in seconds since the epoch, since process ids
-            come again.
+        stopping: Whether it was asked to end.
     """
 
     id: str
@@ -52,8 +57,10 @@ class ServerRecord:
     metrics: int
     repository: str
     log: str
+    folder: str
+    where: str
     pid: int = 0
-    created: float = 0.0
+    stopping: bool = False
 
     @property
     def url(self) -> str:
@@ -67,13 +74,25 @@ class ServerRecord:
         return f"slipway_{self.id}_"
 
     def process(self) -> psutil.Process | None:
-        """The server's process, if it runs."""
+        """The server's process, if it runs here.
+
+        A process id comes again, so it is the mark that tells; a time of creation would change
+        with the clock.
+        """
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-            if self.pid and alive and abs(process.create_time() - self.created) < 1:
-                return process
+            if self.pid and self.where == here():
+                process = psutil.Process(self.pid)
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                variables = process.environ()
+                # It has none for an instant: when setpriv becomes the server.
+                if alive and variables.get(MARK, "" if variables else self.id) == self.id:
+                    return process
         return None
+
+
+def here() -> str:
+    """This host and process namespace: what a process id means something in."""
+    return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def records(layout: Layout) -> list[ServerRecord]:
@@ -90,12 +109,38 @@ def running(layout: Layout) -> ServerRecord | None:
     return next((r for r in records(layout) if r.role == "serve" and r.process()), None)
 
 
+def awaited(layout: Layout) -> ServerRecord | None:
+    """The server of ``nox -s serve``, waited for while it starts."""
+    with in_turn(layout, "serve"):
+        return running(layout)
+
+
+@contextlib.contextmanager
+def in_turn(layout: Layout, role: str) -> Iterator[None]:
+    """Keep other starts in this role out, and wait for one that is under way."""
+    with lock(
+        layout.run / f"{role}.lock",
+        holder="the start of a server",
+        waiting=lambda other: say(f"waiting for {other} to end"),
+    ):
+        yield
+
+
 def clear_leftovers(layout: Layout) -> list[ServerRecord]:
     """Remove what crashed servers of ours left: stubs, shared memory, records; and only those."""
-    dead = [record for record in records(layout) if not record.process()]
-    for record in dead:
-        clear(layout, record)
-    return dead
+    with clearing(layout):
+        ours = [record for record in records(layout) if record.where == here()]
+        dead = [record for record in ours if not record.process()]
+        for record in dead:
+            clear(layout, record)
+        return dead
+
+
+@contextlib.contextmanager
+def clearing(layout: Layout) -> Iterator[None]:
+    """Keep others from clearing up: between its record and its process a server seems dead."""
+    with lock(layout.run / "servers.lock", holder="clear up", waiting=lambda _: None):
+        yield
 
 
 def clear(layout: Layout, record: ServerRecord) -> None:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
+from tritonclient.utils import InferenceServerException
 
-from pipeline import photos as samples
 from pipeline import server, server_record, smoke_checks
 from pipeline.client import TritonClient
 from pipeline.deploy import DeployRequest, deploy
 from pipeline.images import read_image
 from pipeline.manifest import Manifest
-from pipeline.preprocess import Preprocessing, preprocess
+from pipeline.preprocess import Preprocessing
 from pipeline.report import write_report
 from pipeline.repository import Repository
 from pipeline.serve import load_new_version
 from pipeline.smoke_result import Model, Photo, Server, SmokeResult
+from pipeline.subjects import Picture, gather
 from pipeline.weights import WeightsSpec
 from provision.console import console, say, warn
+from provision.cores import available_cores
 from provision.embedded_server import embedded_server
-from provision.errors import ServerUnreachableError, SmokeError, UsageError
-from provision.files import sha256
+from provision.errors import ServerUnreachableError, SmokeError, UsageError, storage_error
 from provision.layout import Layout
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("-", "yellow")}
@@ -75,8 +74,13 @@ def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
         )
     started = datetime.datetime.now(datetime.timezone.utc)
     begun = time.monotonic()
+    # First, for a file that is no image should not cost a deploy.
+    expected = request.expected or ("",) * len(request.images)
+    pictures = [
+        Picture(path, read_image(path), label)
+        for path, label in zip(request.images, expected, strict=True)
+    ]
     manifest = _manifest(layout, request)
-    subjects = _subjects(layout, request, manifest)
     with _server(layout, request) as (url, chosen, exclusive):
         say(f"server {url}: {chosen}")
         with TritonClient(url, concurrency=smoke_checks.CONCURRENCY) as client:
@@ -85,11 +89,13 @@ def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
                     f"no Triton server answers at {url}",
                     fix="start one (`nox -s serve`), or name another with `--url HOST:PORT`",
                 )
+            preprocessing = _preprocessing(client, request.model, manifest)
             run = smoke_checks.Run(
                 client=client,
                 model=request.model,
                 manifest=manifest,
-                subjects=subjects,
+                models=layout.models,
+                subjects=gather(layout.models, manifest, preprocessing, pictures),
                 exclusive=exclusive,
                 told=_tell,
             )
@@ -114,25 +120,40 @@ def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
         manifest=manifest.to_json() if manifest else None,
     )
     _print_photos(result.photos)
-    _, page = write_report(result, request.report)
-    say(f"report: {page.resolve()}")
     if manifest and manifest.weights["note"]:
-        warn(manifest.weights["note"])
+        warn(f"{manifest.weights['note']} (deployed {manifest.created})")
+        if manifest.weights["kind"] == "random":
+            say(f"`nox -s deploy -- {manifest.architecture}` deploys it with pretrained weights")
+    _write_report(result, request.report)
     if result.verdict == "failed":
         failed = "; ".join(f"{check.name}: {check.detail}" for check in result.failures)
+        again = f"; `{manifest.redeploy}` makes the version anew" if manifest else ""
         raise SmokeError(
             f"{result.summary} {failed or 'no check ran'}",
-            fix=f"read {page}; `nox -s deploy -- {request.model} --force` makes the version anew",
+            fix=f"read {request.report / 'smoke.html'}{again}",
         )
     say(result.summary, style="bold green")
     return result
+
+
+def _write_report(result: SmokeResult, folder: Path) -> None:
+    try:
+        _, page = write_report(result, folder)
+    except OSError as error:
+        storage = storage_error(error, folder)
+        if storage is None:
+            raise
+        say(result.summary)
+        storage.fix = "give another folder for the report: `--report FOLDER`"
+        raise storage from None
+    say(f"report: {page.resolve()}")
 
 
 def _manifest(layout: Layout, request: SmokeRequest) -> Manifest | None:
     """The manifest of the model under test; ours is deployed first where it is missing."""
     repository = Repository(layout)
     manifest = repository.latest(request.model)
-    if manifest or request.url:
+    if manifest or request.url is not None:
         return manifest
     say(f"{request.model} is not deployed yet, so it is deployed first")
     wanted = DeployRequest(architecture=request.model, weights=WeightsSpec.parse("auto"))
@@ -145,8 +166,8 @@ def _manifest(layout: Layout, request: SmokeRequest) -> Manifest | None:
 @contextlib.contextmanager
 def _server(layout: Layout, request: SmokeRequest) -> Iterator[tuple[str, str, bool]]:
     """The URL of the server to ask, why that one, and whether nobody else asks it."""
-    record = server_record.running(layout)
-    if request.url:
+    record = None if request.url is not None else server_record.awaited(layout)
+    if request.url is not None:
         yield request.url, "named with --url", False
     elif record:
         yield record.url, "ours, which runs already", False
@@ -155,42 +176,15 @@ def _server(layout: Layout, request: SmokeRequest) -> Iterator[tuple[str, str, b
             yield started.url, "started for this test, since none was named and none runs", True
 
 
-def _subjects(
-    layout: Layout, request: SmokeRequest, manifest: Manifest | None
-) -> list[smoke_checks.Subject]:
-    """The photos to send: the samples with their references, then the user's."""
-    preprocessing = Preprocessing.from_json(manifest.preprocessing) if manifest else _IMAGENET
-    references = {}
+def _preprocessing(client: TritonClient, model: str, manifest: Manifest | None) -> Preprocessing:
+    """What the manifest says, or the usual at the size that the server takes."""
     if manifest:
-        folder = layout.models / manifest.model / str(manifest.version)
-        with np.load(folder / "reference.npz", allow_pickle=False) as stored:
-            references = {name: stored[name] for name in stored.files}
-    subjects = []
-    for photo in samples.sample_photos():
-        known = manifest is not None and manifest.photos.get(photo.name) == sha256(photo.path)
-        subjects.append(
-            smoke_checks.Subject(
-                name=photo.name,
-                path=photo.path,
-                credit=photo.credit,
-                accepted=photo.accepted if manifest and manifest.pretrained else (),
-                tensor=preprocess(read_image(photo.path), preprocessing),
-                reference=references.get(photo.name) if known else None,
-            )
-        )
-    expected = request.expected or ("",) * len(request.images)
-    for path, label in zip(request.images, expected, strict=True):
-        subjects.append(
-            smoke_checks.Subject(
-                name=path.stem,
-                path=path,
-                credit="",
-                accepted=(label.upper(),) if label else (),
-                tensor=preprocess(read_image(path), preprocessing),
-                reference=None,
-            )
-        )
-    return subjects
+        return Preprocessing.from_json(manifest.preprocessing)
+    try:
+        side = int(client.metadata(model)["inputs"][0]["shape"][-1])
+    except (InferenceServerException, LookupError, ValueError):
+        return _IMAGENET  # the checks will say what is wrong
+    return replace(_IMAGENET, resize=round(side * 256 / 224), crop=side) if side > 0 else _IMAGENET
 
 
 def _model(name: str, manifest: Manifest | None) -> Model:
@@ -215,7 +209,7 @@ def _environment() -> dict[str, str]:
         "operating system": _os_name(),
         "kernel": platform.release(),
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(available_cores()),
         "Python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in _LIBRARIES},
     }

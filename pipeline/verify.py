@@ -88,6 +88,11 @@ def compare(name: str, expected: Array, actual: Array, tolerance: Tolerance) -> 
             fix="export the model again",
         )
     _check_meaningful(name, expected, tolerance)
+    with np.errstate(all="ignore"):  # an output may be anything, and what is wrong is shown
+        return _judge(name, expected, actual, tolerance)
+
+
+def _judge(name: str, expected: Array, actual: Array, tolerance: Tolerance) -> Case:
     error = np.where(np.isfinite(actual), np.abs(actual - expected), np.inf).astype(np.float32)
     allowed = tolerance.allowed(expected)
     top = [
@@ -128,7 +133,8 @@ def same_ranking(expected: Array, actual: Array, *, allowed: float) -> bool:
 
 
 def _check_meaningful(name: str, expected: Array, tolerance: Tolerance) -> None:
-    spread = float(expected.std(axis=1).min())
+    with np.errstate(all="ignore"):
+        spread = float(expected.std(axis=1).min())
     needed = _MEANINGFUL_SPREAD * tolerance.atol
     if math.isfinite(spread) and spread >= needed:
         return

@@ -5,6 +5,7 @@ Parsing runs anywhere; :func:`load` runs in the export environment.
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provision.errors import DownloadError, UsageError, WeightsError
+from provision.errors import DownloadError, UsageError, WeightsError, storage_error
 from provision.files import sha256
 
 Array = NDArray[np.float32]
@@ -48,10 +49,18 @@ class WeightsSpec:
         """
         if text == "auto":
             return cls("auto", "IMAGENET1K_V1")
-        if random := re.fullmatch(r"random(?::(\d+))?", text):
-            return cls("random", random[1] or "0")
-        path = Path(text).expanduser()
-        if path.is_file():
+        # More digits than that are no seed of torch's, which has 64 bits.
+        if random := re.fullmatch(r"random(?::([0-9]{1,19}))?", text):
+            return cls("random", str(int(random[1] or 0)))
+        path = Path(text)
+        try:
+            path = path.expanduser()
+            found = path.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, say, or of a user who is not there
+            found = False
+        if found and not os.access(path, os.R_OK):
+            raise WeightsError(f"{path} cannot be read", fix=f"make it readable: `chmod +r {path}`")
+        if found:
             return cls("file", str(path.resolve()))
         if re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
             return cls("pretrained", text)
@@ -148,6 +157,8 @@ def _pretrained(
         )
     weights = known[value]
     file = _download(weights.url, progress)
+    # Torchvision pins 32 bits of a hash and unpickles without restraint; this reads with it first.
+    _read_state(file, fix=f"delete it (`rm {file}`) and run the same command again")
     # Verified and in torch's cache by now, so torchvision reads it from there.
     return _build(name, weights=weights), LoadedWeights("pretrained", value, sha256(file), "")
 
@@ -162,6 +173,10 @@ def _download(url: str, progress: Callable[[str], None]) -> Path:
     if not file.is_file():
         mirror = os.environ.get(MIRROR_VARIABLE)
         source = f"{mirror.rstrip('/')}/{file.name}" if mirror else url
+        if not source.startswith(("http://", "https://", "file://")):
+            raise UsageError(
+                f"{MIRROR_VARIABLE} is no address: {mirror}", fix="set it as in http://HOST/FOLDER"
+            )
         progress(f"downloading {source}")
         file.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(_NETWORK_TIMEOUT_SECONDS)
@@ -176,9 +191,12 @@ def _download(url: str, progress: Callable[[str], None]) -> Path:
             raise DownloadError(f"{source} answers {error.code} {error.reason}", fix=fix) from None
         except RuntimeError as error:  # torch's word for a wrong hash
             raise DownloadError(f"{source} is not the pinned file: {error}", fix=fix) from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", error)
-            raise DownloadError(f"{source} cannot be reached: {reason}", fix=fix) from None
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and (storage := storage_error(error, file)):
+                storage.fix = "make room there, or set TORCH_HOME to a folder of yours that has it"
+                raise storage from None
+            reason = getattr(error, "reason", "") or error
+            raise DownloadError(f"{source} cannot be had: {reason}", fix=fix) from None
     if not sha256(file).startswith(pinned):
         raise WeightsError(
             f"{file} is damaged: its SHA-256 does not start with {pinned}",
@@ -187,20 +205,29 @@ def _download(url: str, progress: Callable[[str], None]) -> Path:
     return file
 
 
-def _from_file(name: str, path: Path) -> tuple[Any, LoadedWeights]:
+def _read_state(path: Path, *, fix: str) -> dict[str, Any]:
+    """A state dict from a file, without running anything that is in it."""
     import torch
 
-    fix = f"give a state dict of torchvision's {name}, as `torch.save(model.state_dict(), FILE)`"
     try:
         # weights_only: unpickling anything else would run code from the file.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - unpickling fails in as many ways as there are files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise WeightsError(
-            f"{path} cannot be read as a state dict", cause=reason[:300], fix=fix
+            f"{path} cannot be read as a state dict", cause=_why_unreadable(error), fix=fix
         ) from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
+    ):
         raise WeightsError(f"{path} holds no state dict", cause="not a dict of tensors", fix=fix)
+    return state
+
+
+def _from_file(name: str, path: Path) -> tuple[Any, LoadedWeights]:
+    import torch
+
+    fix = f"give a state dict of torchvision's {name}, as `torch.save(model.state_dict(), FILE)`"
+    state = _read_state(path, fix=fix)
     model = _build(name, weights=None)
     try:
         model.load_state_dict(state)
@@ -210,6 +237,14 @@ def _from_file(name: str, path: Path) -> tuple[Any, LoadedWeights]:
     if not all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point()):
         raise WeightsError(f"{path} holds values that are not finite", fix=fix)
     return model.float(), LoadedWeights("file", str(path), sha256(path), "")
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Torch's reason, without its advice to read the file in a way that runs what is in it."""
+    said = str(error).strip()
+    if "weights_only" in said:
+        return "it is damaged, or holds more than tensors, which is refused as it could run code"
+    return said.splitlines()[0].split(". ")[0][:300] if said else "it is empty"
 
 
 def _random(name: str, seed: int, calibration: Array, *, note: str) -> tuple[Any, LoadedWeights]:

@@ -27,10 +27,18 @@ def main(job: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
     try:
         result = job(json.loads(request_file.read_text()), lambda text: print(MARK + text))
     except SlipwayError as error:
+        traceback.print_exc()  # what is behind it, for the log
         result = error.to_json()
     except Exception as error:  # noqa: BLE001 - the parent shows it
         traceback.print_exc()
         known = storage_error(error) if isinstance(error, OSError) else None
         fallback = InternalError(f"{type(error).__name__}: {error}", fix="read the log")
         result = (known or fallback).to_json()
-    result_file.write_text(json.dumps(result))
+    try:
+        result_file.write_text(json.dumps(result))
+    except OSError as error:
+        # Where the disk is full there is no room for saying so either; the exit code says it.
+        known = storage_error(error, result_file)
+        if known is None:
+            raise
+        sys.exit(known.exit_code)

@@ -7,15 +7,23 @@ version. ``pytriton`` itself is never imported.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from provision.environments import Environment, ensure
 from provision.errors import HostError
+from provision.files import write_atomically
 from provision.layout import Layout
 
 _STUB = "triton_python_backend_stub"
+_STUB_MODE = 0o755
+# Keeps __pycache__ out of the live repository, where a polling server takes it for a change and
+# loads the model again. The stub reads none of Python's environment variables, but this.
+# https://docs.python.org/3/library/site.html
+_STARTUP = "import sys; sys.pycache_prefix = sys.prefix + '/pycache'\n"
+_STUB_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ def embedded_server(layout: Layout) -> ServerInstallation:
 
     Raises:
         HostError: The stub does not run on this host.
-        EnvironmentBuildError: The wheel cannot be had.
+        DownloadError: The wheel cannot be had.
     """
     environment = ensure(layout, "serving")
     triton = environment.site_packages / "pytriton" / "tritonserver"
@@ -51,7 +59,12 @@ def embedded_server(layout: Layout) -> ServerInstallation:
     assert environment.interpreter.libpython is not None  # noqa: S101 - environments.toml asks it
     folders = [str(environment.interpreter.libpython.parent), variables.get("LD_LIBRARY_PATH", "")]
     variables["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
+    # ONNX Runtime's wheels report to their makers since 1.29, unless told not to.
+    variables["ORT_DISABLE_TELEMETRY"] = "1"
     _try_stub(backends / "python" / _STUB, variables)
+    startup = environment.site_packages / "slipway.pth"
+    if not startup.is_file():
+        write_atomically(startup, _STARTUP)
     return ServerInstallation(
         name="embedded Triton (nvidia-pytriton 0.7.0)",
         program=triton / "bin" / "tritonserver",
@@ -68,8 +81,13 @@ def _backend_folder(environment: Environment, triton: Path) -> Path:
     shipped = triton / "backends" / "python"
     stub = triton / "python_backend_stubs" / environment.interpreter.minor / _STUB
     for file in (shipped / "libtriton_python.so", shipped / "triton_python_backend_utils.py", stub):
-        with contextlib.suppress(FileExistsError):
-            (python / file.name).symlink_to(file)
+        link = python / file.name
+        # Relative, so that a root that is moved or copied takes the files along.
+        wanted = os.path.relpath(file, python)
+        if not link.is_symlink() or os.readlink(link) != wanted:  # noqa: PTH115 - as it is written
+            link.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(wanted)
     return backends
 
 
@@ -79,15 +97,29 @@ def _try_stub(stub: Path, variables: dict[str, str]) -> None:
     Without arguments a stub that loads says which it expects, and exits with 1. A server that
     could not start its stub has also taken the stub's execute permission away, which is repaired.
     """
-    stub.chmod(0o755)
-    tried = subprocess.run(
-        [stub], env=variables, capture_output=True, text=True, timeout=60, check=False
-    )
-    if tried.returncode != 1:
-        output = (tried.stdout + tried.stderr).strip().splitlines() or ["no output"]
-        raise HostError(
-            f"the Python backend's stub does not run on this host (exit {tried.returncode})",
-            cause=output[-1],
-            fix="delete vendor/environments/serving under the root and run the same command "
-            "again; if it stays, install the library that is named above",
+    try:
+        if stub.stat().st_mode & 0o777 != _STUB_MODE:  # else a read-only file system will do
+            stub.chmod(_STUB_MODE)
+        tried = subprocess.run(
+            [stub],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=_STUB_SECONDS,
+            check=False,
         )
+        if tried.returncode == 1:
+            return
+        how = f"exit {tried.returncode}"
+        output = (tried.stdout + tried.stderr).strip().splitlines() or ["no output"]
+        reason = output[-1]
+    except subprocess.TimeoutExpired:
+        how, reason = "no end", f"it was still running after {_STUB_SECONDS} s"
+    except OSError as error:
+        how, reason = "no start", str(error)
+    raise HostError(
+        f"the Python backend's stub does not run on this host ({how})",
+        cause=reason,
+        fix="delete vendor/environments/serving under the root and run the same command "
+        "again; if it stays, install the library that is named above",
+    )

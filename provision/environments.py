@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,46 @@ from uv import find_uv_bin
 
 from provision import interpreters, processes, toml
 from provision.console import step
-from provision.errors import EnvironmentBuildError
+from provision.errors import DownloadError, EnvironmentBuildError, SlipwayError, StorageError
 from provision.files import lock, put_folder, sha256, write_atomically
 from provision.layout import REPOSITORY, Layout
 
 _HERE = Path(__file__).parent
 _STAMP = "slipway.json"
+
+# What uv says, why that is, and what to do; the first that matches counts.
+_SYMPTOMS: tuple[tuple[str, type[SlipwayError], str, str], ...] = (
+    (
+        r"os error (28|122)\b",
+        StorageError,
+        "The disk or the quota is full, of the root or of uv's cache",
+        "free some space there, or point SLIPWAY_ROOT and UV_CACHE_DIR at a larger disk",
+    ),
+    (
+        r"os error (1|13|30)\b",
+        StorageError,
+        "The root or uv's cache cannot be written",
+        "make them yours and writable, or point SLIPWAY_ROOT and UV_CACHE_DIR at folders that are",
+    ),
+    (
+        "Hash mismatch",
+        DownloadError,
+        "A package is not the one that was locked; a mirror or a proxy may have altered it",
+        "set UV_DEFAULT_INDEX to an index that you trust, then run the same command again",
+    ),
+    (
+        "Failed to fetch|Failed to download|error sending request",
+        DownloadError,
+        "The package index does not answer",
+        "check the network, or set UV_DEFAULT_INDEX to an index that this host reaches",
+    ),
+    (
+        "No solution found",
+        DownloadError,
+        "The package index lacks a package, or a wheel of it for this host",
+        "set UV_DEFAULT_INDEX to an index that has it, then run the same command again",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,7 @@ class Environment:
     def variables(self) -> dict[str, str]:
         """The process environment for programs that run in it, free of this process's Python."""
         foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
+        foreign.add("PYTHONDONTWRITEBYTECODE")  # without bytecode torch takes twice as long
         kept = {name: value for name, value in os.environ.items() if name not in foreign}
         kept["PATH"] = f"{self.prefix / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"
         kept["VIRTUAL_ENV"] = str(self.prefix)
@@ -70,16 +106,17 @@ def ready(layout: Layout, name: str) -> Environment | None:
     prefix = layout.vendor / "environments" / name
     try:
         stamp = json.loads((prefix / _STAMP).read_text())
-    except (OSError, ValueError):
+        locked, facts = stamp["lock"], stamp["interpreter"]
+        library = facts["libpython"]
+        interpreter = interpreters.Interpreter(
+            executable=Path(facts["executable"]),
+            version=facts["version"],
+            libpython=Path(library) if library else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if stamp["lock"] != sha256(lock_file(name)):
+    if locked != sha256(lock_file(name)):
         return None
-    library = stamp["interpreter"]["libpython"]
-    interpreter = interpreters.Interpreter(
-        executable=Path(stamp["interpreter"]["executable"]),
-        version=stamp["interpreter"]["version"],
-        libpython=Path(library) if library else None,
-    )
     if not interpreter.executable.is_file() or (library and not Path(library).is_file()):
         return None
     return Environment(name, prefix, interpreter)
@@ -92,9 +129,10 @@ def ensure(layout: Layout, name: str) -> Environment:
     or failed attempt leaves what was there.
 
     Raises:
-        EnvironmentBuildError: A package cannot be had; the log has uv's words.
         HostError: No interpreter fits.
-        StorageError: No space.
+        DownloadError: A package cannot be had, or is not the one that was locked.
+        StorageError: No space, or not ours to write.
+        EnvironmentBuildError: It failed otherwise; the log has uv's words.
     """
     existing = ready(layout, name)
     if existing:
@@ -119,10 +157,11 @@ def _make(
     interpreter = interpreters.find(
         facts["python"], libpython=facts["libpython"], vendor=layout.vendor
     )
+    locked = sha256(lock_file(name))
     prefix = layout.vendor / "environments" / name
     staged = prefix.with_name(f".{name}.new")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.parent.mkdir(parents=True, exist_ok=True)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
     log = layout.logs / f"environment-{name}.log"
     log.unlink(missing_ok=True)
     uv = find_uv_bin()
@@ -135,16 +174,9 @@ def _make(
         for command in (create, install):
             code = processes.run_logged(command, log=log, cwd=REPOSITORY, on_line=progress)
             if code != 0:
-                raise EnvironmentBuildError(
-                    f"the Python environment '{name}' could not be made (uv exited with {code}):\n"
-                    f"{processes.last_lines(log)}",
-                    cause="a package registry out of reach, or no space",
-                    fix="check the network and `df`, then run the same command again; "
-                    "what was downloaded is kept",
-                    log=log,
-                )
+                raise _failure(name, code, log)
         stamp = {
-            "lock": sha256(lock_file(name)),
+            "lock": locked,
             "interpreter": {
                 "executable": str(interpreter.executable),
                 "version": interpreter.version,
@@ -152,7 +184,20 @@ def _make(
             },
         }
         write_atomically(staged / _STAMP, json.dumps(stamp, indent=2))
-        put_folder(staged, prefix)
+        put_folder(staged, prefix, exchange=False)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return Environment(name, prefix, interpreter)
+
+
+def _failure(name: str, code: int, log: Path) -> SlipwayError:
+    what = f"the Python environment '{name}' cannot be made"
+    said = log.read_text(errors="replace")
+    for symptom, kind, cause, fix in _SYMPTOMS:
+        if re.search(symptom, said):
+            return kind(what, cause=cause, fix=fix, log=log)
+    return EnvironmentBuildError(
+        f"{what} (uv exited with {code}):\n{processes.last_lines(log)}",
+        fix="read the log, then run the same command again",
+        log=log,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -12,7 +13,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from provision.errors import InternalError, InterruptedByUser, SlipwayError, storage_error
+from provision.errors import (
+    HostError,
+    InternalError,
+    InterruptedByUser,
+    SlipwayError,
+    storage_error,
+)
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -27,6 +34,9 @@ def run(main: Callable[[], int], log_dir: Path | None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where it was closed
+            stream.reconfigure(errors="replace")  # a terminal may lack the sign, not the line
     try:
         code = main()
         _flush()
@@ -50,7 +60,8 @@ def run(main: Callable[[], int], log_dir: Path | None) -> int:
 def _flush() -> None:
     """Write out what was printed, while a failure to do so can still be told."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         error.filename = "standard output"
         raise
@@ -73,7 +84,20 @@ def _explain(error: Exception, log_dir: Path | None) -> SlipwayError:
     if isinstance(error, SlipwayError):
         return error
     storage = storage_error(error) if isinstance(error, OSError) else None
-    return storage or _defect(error, log_dir)
+    return storage or _wrong_python(error) or _defect(error, log_dir)
+
+
+def _wrong_python(error: Exception) -> HostError | None:
+    """What it means where a library is missing: a job was started outside its environment."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    if error.name.partition(".")[0] in {"pipeline", "provision", *sys.stdlib_module_names}:
+        return None
+    return HostError(
+        f"{sys.executable} lacks {error.name}",
+        cause="The job was started with a Python that is not of its environment",
+        fix="start it through nox: `python3 -m provision nox -s JOB -- OPTIONS`",
+    )
 
 
 def _show(error: SlipwayError) -> None:

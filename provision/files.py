@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,23 +67,50 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(parent))
 
 
-def put_folder(staged: Path, target: Path) -> None:
-    """Put a staged folder in a target's place in one step; what was there goes to `staged`.
+def _exchange(one: Path, other: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(one), os.fsencode(other))
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def fresh_folder(folder: Path) -> None:
+    """Make a folder empty and new, whatever a killed run left in its place."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def put_folder(staged: Path, target: Path, *, exchange: bool = True) -> None:
+    """Put a staged folder in a target's place; what was there goes to `staged`.
 
     Where the target exists the two are exchanged by renameat2(2), so that there is no instant at
     which the target is missing. https://man7.org/linux/man-pages/man2/rename.2.html
 
+    Args:
+        staged: The folder to put there.
+        target: Where to.
+        exchange: Whether it has to be in one step. If not, a file system that cannot exchange
+            (NFS, say) gets two renames with an instant between them.
+
     Raises:
         OSError: The two are on different file systems, or the file system cannot exchange.
     """
-    if target.exists():
-        libc = ctypes.CDLL(None, use_errno=True)
-        names = (os.fsencode(staged), os.fsencode(target))
-        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(staged), None, str(target))
-    else:
+    if not target.exists():
         staged.rename(target)
+    else:
+        try:
+            _exchange(staged, target)
+        except OSError as error:
+            if exchange or error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            aside = target.with_name(f".{target.name}.old")
+            target.rename(aside)
+            staged.rename(target)
+            aside.rename(staged)
     fsync_folder(staged.parent)
     fsync_folder(target.parent)
 
@@ -118,8 +146,8 @@ def lock(
                 ) from None
             waiting(other)
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(f"{holder} (process {os.getpid()})")
-        file.flush()
+        # For the message of those who wait; a full disk must not keep a server from being stopped.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{holder} (process {os.getpid()})".encode())
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -85,7 +86,7 @@ def candidates(fits: SpecifierSet) -> Iterator[Interpreter]:
     """
     seen: set[Path] = set()
     base = Path(getattr(sys, "_base_executable", "") or sys.executable)
-    for path in (base, *_known_to_uv(fits)):
+    for path in itertools.chain((base,), _known_to_uv(fits)):
         interpreter = probe(path)
         if interpreter and interpreter.executable not in seen:
             seen.add(interpreter.executable)

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from provision.errors import UsageError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 """The clone that this code runs from."""
 
@@ -22,9 +24,22 @@ class Layout:
 
     @classmethod
     def from_environment(cls) -> Layout:
-        """The layout under ``SLIPWAY_ROOT``, by default ``~/slipway``."""
-        root = os.environ.get("SLIPWAY_ROOT")
-        return cls(Path(root).expanduser().absolute() if root else Path.home() / "slipway")
+        """The layout under ``SLIPWAY_ROOT``, by default ``~/slipway``.
+
+        Raises:
+            UsageError: There is no such folder to be had.
+        """
+        wanted = os.environ.get("SLIPWAY_ROOT") or "~/slipway"
+        fix = "set SLIPWAY_ROOT to a folder of yours"
+        try:
+            root = Path(wanted).expanduser().absolute()
+        except RuntimeError:
+            raise UsageError(f"{wanted} is in no home folder of this host", fix=fix) from None
+        if os.pathsep in str(root):
+            raise UsageError(
+                f"the root {root} has a colon in its path, which PATH cannot hold", fix=fix
+            )
+        return cls(root)
 
     @property
     def vendor(self) -> Path:

@@ -101,7 +101,7 @@ def kill_marked(variable: str, value: str) -> int:
 
 
 def listener(port: int) -> str:
-    """Who listens on a TCP port, in words; "another process" where the kernel will not say."""
+    """Who listens on a TCP port, in words; one of another user where the kernel will not say."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import psutil
 from numpy.typing import NDArray
 
+from pipeline import server_record
 from pipeline.engines import OnnxRuntimeEngine
 from pipeline.images import read_image
 from pipeline.install import Prepared, install_version
@@ -21,11 +25,14 @@ from pipeline.manifest import Manifest
 from pipeline.photos import sample_photos
 from pipeline.preprocess import Preprocessing, preprocess
 from pipeline.repository import Repository
+from pipeline.server_record import ServerRecord
 from provision.files import sha256
 from provision.layout import REPOSITORY, Layout
 
 SIDE = 32
 CLASSES = 1000
+FREE_PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts regions on Linux
 PREPROCESSING = Preprocessing(40, SIDE, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SOURCE = REPOSITORY / "model_repository" / "resnet50"
 
@@ -110,6 +117,44 @@ def deploy_tiny(
             fingerprint=f"tiny-{seed}-{max_batch_size}",
             photos={photo.name: sha256(photo.path) for photo in sample_photos()},
         )
+
+
+def own_root(folder: Path, host: Layout) -> Layout:
+    """A root for what lives longer than a test; its vendor/ is the host's."""
+    host.vendor.mkdir(parents=True, exist_ok=True)
+    root = folder / "root"
+    root.mkdir()
+    (root / "vendor").symlink_to(host.vendor)
+    return Layout(root)
+
+
+def left_behind(layout: Layout) -> list[str]:
+    """What there still is of the servers started under a root: records, processes, memory."""
+    found = [f"record {record.id}" for record in server_record.records(layout)]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            variables = process.environ()
+            ours = variables.get("SLIPWAY_ROOT") == str(layout.root)
+            if ours and server_record.MARK in variables:
+                found.append(f"process {process.pid} {process.name()}")
+    logs = "".join(log.read_text(errors="replace") for log in layout.logs.glob("server-*.log"))
+    prefixes = set(re.findall(r"slipway_[0-9a-f]{12}_", logs))
+    found += [str(p) for p in SHARED_MEMORY.glob("slipway_*") if p.name[:21] in prefixes]
+    return found
+
+
+@contextlib.contextmanager
+def detached(layout: Layout, *options: str) -> Iterator[tuple[Slipway, ServerRecord]]:
+    """A server in the background, which is nobody's child, on free ports."""
+    slipway = Slipway(layout)
+    try:
+        started = slipway("serve", "--detach", *FREE_PORTS, *options)
+        assert started.returncode == 0, started.stderr
+        record = server_record.running(layout)
+        assert record
+        yield slipway, record
+    finally:
+        slipway.end()
 
 
 class Slipway:
