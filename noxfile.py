@@ -57,6 +57,18 @@ def benchmark(session: nox.Session) -> None:
     pipeline(session, "benchmark")
 
 
+@nox.session(default=False)
+def doctor(session: nox.Session) -> None:
+    """Say what this host can build and what it lacks; `-- --install` adds the packages."""
+    provision(session, "doctor")
+
+
+@nox.session(default=False)
+def install_cmake(session: nox.Session) -> None:
+    """Install the CMake of a release into vendor/ (recipe step 1): `-- --release 22.01`."""
+    provision(session, "install_cmake")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
@@ -91,9 +103,21 @@ def lock(session: nox.Session) -> None:
         )
 
 
+@nox.session(default=False)
+def update_releases(session: nox.Session) -> None:
+    """Resolve the branches and tags of releases to commits: `-- 26.08`."""
+    provision(session, "update_releases")
+
+
 def install(session: nox.Session, group: str) -> None:
     """Install a dependency group from its lock."""
     session.install("--no-deps", "--require-hashes", "--requirement", f"{LOCKS}/{group}.txt")
+
+
+def provision(session: nox.Session, job: str) -> None:
+    """Run a job of the host."""
+    install(session, "pipeline")
+    session.run("python", "-m", "provision", job, *session.posargs)
 
 
 def pipeline(session: nox.Session, *job: str) -> None:
@@ -101,6 +125,7 @@ def pipeline(session: nox.Session, *job: str) -> None:
     install(session, "pipeline")
     session.run(
         *("python", "-m", "pipeline", *job, *session.posargs),
+        env={"PYTHONPATH": None},
         interrupt_timeout=60,
         terminate_timeout=30,
     )

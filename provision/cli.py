@@ -7,6 +7,7 @@ subcommand alone.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from provision import bootstrap
-from provision.errors import EnvironmentBuildError, UsageError
+from provision.errors import EnvironmentBuildError, HostError, UsageError
 from provision.layout import REPOSITORY, Layout
 
 PROGRAM = "python3 -m provision"
@@ -48,8 +49,35 @@ def nox(arguments: list[str]) -> NoReturn:
         ) from error
 
 
+def _module(name: str, job: str) -> Callable[[list[str]], int]:
+    """The main function of a module that needs more than the standard library."""
+
+    def main(arguments: list[str]) -> int:
+        try:
+            module = importlib.import_module(f"provision.{name}")
+        except ModuleNotFoundError as error:
+            raise HostError(
+                f"{sys.executable} lacks the module {error.name}",
+                cause="This job needs more than Python's standard library",
+                fix=f"run `{PROGRAM} nox -s {job}`, which brings what it needs",
+            ) from None
+        return int(module.main(arguments))
+
+    return main
+
+
 COMMANDS = {
     "nox": Command("run nox, which is installed into the clone on first use", nox),
+    "doctor": Command(
+        "what this host can build, what it lacks, and how to fix it", _module("doctor", "doctor")
+    ),
+    "install_cmake": Command(
+        "the CMake of a release, into vendor/", _module("cmake", "install_cmake")
+    ),
+    "update_releases": Command(
+        "resolve the branches and tags of releases to commits",
+        _module("update_releases", "update_releases"),
+    ),
 }
 
 
@@ -86,5 +114,5 @@ def log_dir() -> Path | None:
     """Where the log of a defect goes; nowhere in particular for a user without a home."""
     try:
         return Layout.from_environment().logs
-    except RuntimeError:
+    except UsageError:
         return None

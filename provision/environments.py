@@ -192,7 +192,7 @@ def _make(
 
 def _failure(name: str, code: int, log: Path) -> SlipwayError:
     what = f"the Python environment '{name}' cannot be made"
-    said = log.read_text(errors="replace")
+    said = " ".join(log.read_text(errors="replace").split())  # uv breaks its lines
     for symptom, kind, cause, fix in _SYMPTOMS:
         if re.search(symptom, said):
             return kind(what, cause=cause, fix=fix, log=log)

@@ -1,0 +1,294 @@
+"""Reading ``releases.toml`` and its lock: every key known, every value of its kind.
+
+The files are part of Slipway, so what is wrong in them is a defect.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from provision import toml
+from provision.errors import InternalError
+from provision.releases import (
+    STATES,
+    Catalogue,
+    Commit,
+    Container,
+    Packages,
+    Proof,
+    Release,
+    Source,
+    Trait,
+)
+
+_T = TypeVar("_T")
+_NAME = re.compile(r"\d\d\.\d\d")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIGABYTE = 10**9
+
+
+class _Table:
+    """A table of the file, which tells what it is asked for and does not have, or has too much."""
+
+    def __init__(self, content: Any, where: str) -> None:
+        if not isinstance(content, dict):
+            _wrong(where, "is not a table")
+        self._content: dict[str, Any] = dict(content)
+        self.where = where
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._content))
+
+    def take(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
+        value = self._content.pop(key, default)
+        if value is None:
+            _wrong(self.where, f"lacks {key}")
+        if type(value) is not kind:
+            _wrong(f"{self.where}.{key}", f"is not a {kind.__name__}: {value!r}")
+        return value
+
+    def table(self, key: str) -> _Table:
+        return _Table(self._content.pop(key, {}), f"{self.where}.{key}")
+
+    def tables(self) -> dict[str, _Table]:
+        return {key: self.table(key) for key in self}
+
+    def rows(self, key: str) -> list[_Table]:
+        rows = self.take(key, list)
+        return [_Table(row, f"{self.where}.{key}[{n}]") for n, row in enumerate(rows)]
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values: list[Any] = self.take(key, list, [])
+        if not all(isinstance(value, str) for value in values):
+            _wrong(f"{self.where}.{key}", "is not a list of strings")
+        return tuple(values)
+
+    def matching(self, key: str, pattern: re.Pattern[str], default: str | None = None) -> str:
+        value = self.take(key, str, default)
+        if value != default and not pattern.fullmatch(value):
+            _wrong(f"{self.where}.{key}", f"is {value!r}")
+        return value
+
+    def version(self, key: str, default: str | None = None) -> str:
+        value = self.take(key, str, default)
+        try:
+            if value != default:
+                Version(value)
+        except InvalidVersion:
+            _wrong(f"{self.where}.{key}", f"is not a version: {value!r}")
+        return value
+
+    def versions(self, key: str) -> SpecifierSet | None:
+        if key not in self._content:
+            return None
+        value = self.take(key, str)
+        try:
+            return SpecifierSet(value)
+        except InvalidSpecifier:
+            _wrong(f"{self.where}.{key}", f"is not a range of versions: {value!r}")
+
+    def end(self) -> None:
+        """Nothing may be left: a misspelt key would be a fact that nobody heeds."""
+        if self._content:
+            _wrong(self.where, f"has what nothing reads: {', '.join(self._content)}")
+
+
+def read(facts: Path, lock: Path) -> Catalogue:
+    """Read both files.
+
+    Raises:
+        InternalError: One of them is not as it has to be.
+    """
+    whole = _Table(toml.load(facts), facts.name)
+    commits, refs = locked(lock)
+    components = whole.texts("components")
+    sources = _read_sources(whole.table("sources"), refs)
+    packages = {n: _read_packages(t) for n, t in whole.table("apt").tables().items()}
+    traits = {n: _read_trait(t) for n, t in whole.table("traits").tables().items()}
+    cmake = {v: _read_hashes(t) for v, t in whole.table("cmake").tables().items()}
+    drivers = whole.table("drivers")
+    build = whole.table("build")
+    found = {}
+    for name, table in sorted(whole.table("releases").tables().items()):
+        if not _NAME.fullmatch(name):
+            _wrong(table.where, "is not the name of a release, such as 25.08")
+        found[name] = _read_release(
+            name,
+            table,
+            components=components,
+            commits=commits.get(name, {}),
+            sources=sources,
+            packages=packages,
+            traits=traits,
+        )
+        if found[name].cmake_pin not in cmake:
+            _wrong(f"{table.where}.cmake_pin", f"is {found[name].cmake_pin}, which has no hashes")
+    catalogue = Catalogue(
+        components=components,
+        releases=found,
+        cmake=cmake,
+        drivers={int(major): drivers.version(major) for major in drivers},
+        disk_bytes=build.take("disk_gb", int) * _GIGABYTE,
+        memory_per_job_bytes=build.take("memory_per_job_gb", int) * _GIGABYTE,
+    )
+    build.end()
+    whole.end()
+    return catalogue
+
+
+def locked(lock: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """The commits of the components by release, and those of other repositories by ref."""
+    if not lock.exists():
+        return {}, {}
+    whole = _Table(toml.load(lock), lock.name)
+    found: list[dict[str, dict[str, str]]] = []
+    for kind in ("releases", "repositories"):
+        tables = whole.table(kind).tables()
+        found.append({n: {k: t.matching(k, _COMMIT) for k in t} for n, t in tables.items()})
+    whole.end()
+    return found[0], found[1]
+
+
+def _read_release(
+    name: str,
+    table: _Table,
+    *,
+    components: tuple[str, ...],
+    commits: Mapping[str, str],
+    sources: Mapping[str, tuple[Source, ...]],
+    packages: Mapping[str, Mapping[str, Packages]],
+    traits: Mapping[str, Trait],
+) -> Release:
+    stand_ins = {
+        n: Commit(t.matching("commit", _COMMIT), stands_in=t.take("reason", str))
+        for n, t in table.table("stand_ins").tables().items()
+    }
+    own = {n: Commit(commits[n]) for n in components if n in commits}
+    known = {
+        n: (own | {k: v for k, v in stand_ins.items() if k not in own}).get(n) for n in components
+    }
+    as_is = table.table("as_is")
+    ranges = {key: table.versions(key) for key in ("cuda", "tensorrt", "python", "boost", "gcc")}
+    cmake = table.versions("cmake")
+    if cmake is None:
+        _wrong(table.where, "lacks cmake")
+    chosen_sources = _chosen(table, "sources", sources)
+    chosen_packages = _chosen(table, "apt", packages)
+    missing = [f"the commit of {n}" for n, commit in known.items() if commit is None]
+    missing += [key for key, value in ranges.items() if value is None]
+    missing += ["third-party sources"] * (chosen_sources is None)
+    missing += ["apt packages"] * (chosen_packages is None)
+    made = Release(
+        name=name,
+        triton=table.version("triton"),
+        commits={n: commit for n, commit in known.items() if commit is not None},
+        sources=chosen_sources or (),
+        apt=chosen_packages or {},
+        cmake=cmake,
+        cmake_pin=table.version("cmake_pin"),
+        capability=table.version("capability"),
+        as_is={key: _required(as_is, key) for key in as_is},
+        traits={key: trait for key, trait in traits.items() if trait.holds(name)},
+        ngc=_read_container(table.table("ngc")),
+        proved=_read_proof(table.table("proved")),
+        missing=tuple(missing),
+        **ranges,
+    )
+    as_is.end()
+    table.end()
+    return made
+
+
+def _chosen(table: _Table, key: str, known: Mapping[str, _T]) -> _T | None:
+    name = table.take(key, str, "")
+    if name and name not in known:
+        _wrong(f"{table.where}.{key}", f"is {name}, of which there is nothing")
+    return known.get(name)
+
+
+def _required(table: _Table, key: str) -> SpecifierSet:
+    found = table.versions(key)
+    assert found is not None  # noqa: S101 - asked for a key that it has
+    return found
+
+
+def _read_sources(
+    table: _Table, refs: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[Source, ...]]:
+    return {name: tuple(_read_source(row, refs) for row in table.rows(name)) for name in table}
+
+
+def _read_source(table: _Table, refs: Mapping[str, Mapping[str, str]]) -> Source:
+    git, ref = table.take("git", str, ""), table.take("ref", str, "")
+    source = Source(
+        name=table.take("name", str),
+        needed_for=table.texts("needed_for"),
+        git=git,
+        ref=ref,
+        commit=ref if _COMMIT.fullmatch(ref) else refs.get(git, {}).get(ref, ""),
+        url=table.take("url", str, ""),
+        sha256=table.matching("sha256", _SHA256, ""),
+    )
+    table.end()
+    if bool(source.git) == bool(source.url) or bool(source.git) != bool(source.ref):
+        _wrong(table.where, "is neither a repository with a ref nor an archive")
+    if not source.needed_for:
+        _wrong(table.where, "is needed for nothing")
+    return source
+
+
+def _read_packages(table: _Table) -> dict[str, Packages]:
+    found = {}
+    for distribution, lists in table.tables().items():
+        found[distribution] = Packages(
+            server=lists.texts("server"),
+            client=lists.texts("client"),
+            examples=lists.texts("examples"),
+        )
+        lists.end()
+    return found
+
+
+def _read_trait(table: _Table) -> Trait:
+    trait = Trait(
+        reason=table.take("reason", str),
+        since=table.matching("since", _NAME, ""),
+        before=table.matching("before", _NAME, ""),
+        arguments=table.texts("arguments"),
+        modules=table.texts("modules"),
+    )
+    table.end()
+    return trait
+
+
+def _read_hashes(table: _Table) -> dict[str, str]:
+    return {architecture: table.matching(architecture, _SHA256) for architecture in table}
+
+
+def _read_container(table: _Table) -> Container:
+    container = Container(**{key: table.version(key, "") for key in ("cuda", "driver", "python")})
+    table.end()
+    return container
+
+
+def _read_proof(table: _Table) -> Proof:
+    said = table.take("state", str)
+    state = next((known for known in STATES if known == said), None)
+    if state is None:
+        _wrong(f"{table.where}.state", f"is none of {', '.join(STATES)}")
+    proof = Proof(state, table.take("date", str, ""), table.take("host", str, ""))
+    table.end()
+    if state != "declared" and not (proof.date and proof.host):
+        _wrong(table.where, "lacks the date or the host")
+    return proof
+
+
+def _wrong(where: str, problem: str) -> NoReturn:
+    raise InternalError(f"{where} {problem}", fix="correct it there")
