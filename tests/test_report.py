@@ -473,7 +473,9 @@ def test_a_thumbnail_is_upright_and_anonymous(tmp_path: Path) -> None:
     assert b"the maker" not in jpeg
     with Image.open(io.BytesIO(jpeg)) as small:
         assert small.size == (400, 800)
-        red, _, blue = small.getpixel((200, 100))
+        pixel = small.getpixel((200, 100))
+        assert isinstance(pixel, tuple)
+        red, _, blue = pixel
         assert blue > red
         assert not small.getexif()
 
