@@ -88,7 +88,8 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, on the real server; `-- -m 'not export'` leaves out what needs torch."""
     install(session, "tests")
-    session.run("pytest", *session.posargs)
+    # ONNX Runtime's wheels report to their makers since 1.29, unless told not to.
+    session.run("pytest", *session.posargs, env={"ORT_DISABLE_TELEMETRY": "1"})
 
 
 @nox.session(default=False)

@@ -193,6 +193,8 @@ def command(installation: ServerInstallation, record: ServerRecord) -> list[str]
         f"--backend-directory={_plain_path(installation.backends, record.folder)}",
         "--model-control-mode=poll",
         f"--repository-poll-secs={_REPOSITORY_POLL_SECONDS}",
+        # One model that loads, or cannot, does not make the others' server unready.
+        "--strict-readiness=false",
         "--allow-http=true",
         f"--http-address={record.host}",
         f"--http-port={record.http}",

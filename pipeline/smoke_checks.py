@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from pipeline import malformed
 from pipeline.client import TritonClient
 from pipeline.interface import differences
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, damaged
 from pipeline.smoke_result import Check, Latency, Photo, Prediction
 from pipeline.subjects import Subject
 from pipeline.verify import TOP, Tolerance, same_ranking
@@ -78,6 +78,7 @@ class Run:
         before = self._counts()
         self._check("server and model ready", self._ready)
         self._check("metadata and configuration as deployed", self._interface)
+        self._check("files are those of the manifest", self._files)
         for subject in self.subjects:
             self._check(f"photo {subject.name}", functools.partial(self._photo, subject))
         self._check("logits equal the reference of the deploy", self._reference)
@@ -124,12 +125,19 @@ class Run:
             raise CheckFailed(f"the tensors are {', '.join(names)}, not input and output")
         if self.manifest is None:
             raise CheckSkipped(f"there is no manifest of {self.model} here to compare with")
-        found = differences(
-            metadata, config, self.manifest, self.models / self.model / "config.pbtxt"
-        )
+        deployed = self.models / self.model / "config.pbtxt"
+        found = differences(metadata, config, self.manifest, deployed)
         if found:
             raise CheckFailed("; ".join(found))
         return f"version {self.manifest.version}, input {metadata['inputs'][0]['shape']}, FP32"
+
+    def _files(self) -> str:
+        if self.manifest is None:
+            raise CheckSkipped(f"there is no manifest of {self.model} here")
+        found = damaged(self.manifest, self.models / self.model)
+        if found:
+            raise CheckFailed(f"{', '.join(found)}: not what was deployed")
+        return f"{len(self.manifest.files)} files, by SHA-256"
 
     def _photo(self, subject: Subject) -> str:
         image = self._request(subject.tensor[np.newaxis])

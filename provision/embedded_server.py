@@ -59,8 +59,6 @@ def embedded_server(layout: Layout) -> ServerInstallation:
     assert environment.interpreter.libpython is not None  # noqa: S101 - environments.toml asks it
     folders = [str(environment.interpreter.libpython.parent), variables.get("LD_LIBRARY_PATH", "")]
     variables["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
-    # ONNX Runtime's wheels report to their makers since 1.29, unless told not to.
-    variables["ORT_DISABLE_TELEMETRY"] = "1"
     _try_stub(backends / "python" / _STUB, variables)
     startup = environment.site_packages / "slipway.pth"
     if not startup.is_file():

@@ -93,6 +93,8 @@ class Environment:
         kept["PATH"] = f"{self.prefix / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"
         kept["VIRTUAL_ENV"] = str(self.prefix)
         kept["PYTHONNOUSERSITE"] = "1"
+        # ONNX Runtime's wheels report to their makers since 1.29, unless told not to.
+        kept["ORT_DISABLE_TELEMETRY"] = "1"
         return kept
 
 
