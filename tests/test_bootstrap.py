@@ -17,6 +17,7 @@ import time
 import venv
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ import pytest
 from provision import bootstrap, pip_wheel
 from provision.errors import DownloadError
 from provision.layout import REPOSITORY
+
+# What :func:`pip_wheel.find_pip` looks for before it downloads one.
+HOST_HAS_PIP = bool(find_spec("ensurepip") or find_spec("pip"))
 
 NOXFILE = '''
 import time
@@ -335,6 +339,7 @@ def test_ctrl_c_leaves_nothing_to_trust(clone: Path, index: Index) -> None:
     assert not stamp_of(clone).exists()
 
 
+@pytest.mark.skipif(not HOST_HAS_PIP, reason="no pip here: it is downloaded by the one killed")
 def test_pip_that_outlives_a_kill_is_waited_for(clone: Path, index: Index) -> None:
     index.may_send.clear()
     with start(clone, index.url, "nox", "--version") as process:
@@ -365,8 +370,11 @@ def test_package_that_is_not_the_locked_one(clone: Path, index: Index) -> None:
 def test_index_that_does_not_answer(clone: Path) -> None:
     result = run(clone, "http://127.0.0.1:1/simple", "nox", "--version")
     assert result.returncode == 12
-    assert "The package index does not answer" in result.stderr
-    assert f"log: {clone}/.slipway/nox.log" in result.stderr
+    if HOST_HAS_PIP:
+        assert "The package index does not answer" in result.stderr
+        assert f"log: {clone}/.slipway/nox.log" in result.stderr
+    else:
+        assert "cannot download http://127.0.0.1:1/simple/pip/" in result.stderr
     assert not stamp_of(clone).exists()
 
 
