@@ -77,6 +77,7 @@ def deploy_tiny(
     max_batch_size: int = 8,
     seed: int = 0,
     kind: str = "random",
+    threads: int = 1,
 ) -> Manifest:
     """Install a small real model as a deploy does, leaving out only torch.
 
@@ -102,7 +103,7 @@ def deploy_tiny(
         },
         libraries={"onnx": onnx.__version__},
     )
-    engine = OnnxRuntimeEngine.choose(instances=1, threads=1)
+    engine = OnnxRuntimeEngine.choose(instances=1, threads=threads)
     repository = Repository(layout)
     with repository.exclusive(model, None):
         return install_version(
