@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from provision.errors import SlipwayError, UsageError, all_errors
+from provision.errors import SlipwayError, all_errors
 from provision.failures import run
-from provision.layout import Layout
+from provision.layout import Layout, log_folder
 
 _DESCRIPTION = """\
 Take a torchvision classifier to a verified model on NVIDIA Triton, and prove that what is served
@@ -38,15 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for asked in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(asked) != signal.SIG_IGN:  # as under nohup
             signal.signal(asked, signal.default_int_handler)
-    return run(lambda: int(options.job(Layout.from_environment(), options) or 0), _logs())
-
-
-def _logs() -> Path | None:
-    """Where the log of a defect goes; nowhere in particular without a root."""
-    try:
-        return Layout.from_environment().logs
-    except UsageError:
-        return None
+    return run(lambda: int(options.job(Layout.from_environment(), options) or 0), log_folder())
 
 
 def _exit_codes() -> str:

@@ -132,7 +132,7 @@ def deploy(layout: Layout, request: DeployRequest) -> Deployed:
 
 def _unchanged(repository: Repository, model: str, fingerprint: str) -> Manifest | None:
     """The live version, if it is whole and was made from the same things."""
-    live = repository.latest(model) if repository.versions(model) else None
+    live = repository.latest(model)
     if live is None or live.fingerprint != fingerprint:
         return None
     broken = damaged(live, repository.path / model)

@@ -14,7 +14,7 @@ def _run() -> int:
             fix="run it with one of those, for example: python3.11 -m provision",
         )
     try:
-        from provision import cli, failures
+        from provision import cli, failures, layout
     except ModuleNotFoundError as error:
         if error.name not in sys.stdlib_module_names:
             raise
@@ -22,7 +22,7 @@ def _run() -> int:
             f"{sys.executable} lacks the module {error.name} of Python's standard library",
             fix="have the whole library installed, for example: apt-get install python3",
         )
-    return failures.run(cli.main, cli.log_dir())
+    return failures.run(cli.main, layout.log_folder())
 
 
 def _refuse(what: str, *, fix: str) -> int:

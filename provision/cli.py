@@ -12,12 +12,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from provision import bootstrap
 from provision.errors import EnvironmentBuildError, HostError, UsageError
-from provision.layout import REPOSITORY, Layout
+from provision.layout import REPOSITORY
 
 PROGRAM = "python3 -m provision"
 
@@ -108,11 +107,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     # Not through argparse: it would take some of nox's options for its own.
     return COMMANDS[arguments[0]].main(arguments[1:])
-
-
-def log_dir() -> Path | None:
-    """Where the log of a defect goes; nowhere in particular for a user without a home."""
-    try:
-        return Layout.from_environment().logs
-    except UsageError:
-        return None

@@ -75,3 +75,11 @@ class Layout:
     def run(self) -> Path:
         """Locks and the record of the running server."""
         return self.root / "run"
+
+
+def log_folder() -> Path | None:
+    """Where the log of a defect goes; nowhere in particular for a user without a root."""
+    try:
+        return Layout.from_environment().logs
+    except UsageError:
+        return None
