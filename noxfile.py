@@ -12,7 +12,10 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 
 LOCKS = "provision/locks"
-GROUPS = ("bootstrap", "pipeline", "export", "serving", "load", "tests", "lint", "typecheck")
+GROUPS = (
+    *("bootstrap", "pipeline", "export", "serving", "build", "build_wheels"),
+    *("client", "load", "tests", "lint", "typecheck"),
+)
 
 
 @nox.session(default=False)
@@ -69,6 +72,24 @@ def install_cmake(session: nox.Session) -> None:
     provision(session, "install_cmake")
 
 
+@nox.session(default=False)
+def fetch_sources(session: nox.Session) -> None:
+    """Bring all that a build downloads into transit/mirror, pinned: `-- --mirror DIR_OR_URL`."""
+    provision(session, "fetch_sources")
+
+
+@nox.session(default=False)
+def build_server(session: nox.Session) -> None:
+    """Build Triton from source into triton/server, without Docker (recipe step 2)."""
+    provision(session, "build_server")
+
+
+@nox.session(default=False)
+def build_client(session: nox.Session) -> None:
+    """Build the client libraries and the wheel into triton/client (recipe step 3)."""
+    provision(session, "build_client")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
@@ -118,7 +139,12 @@ def install(session: nox.Session, group: str) -> None:
 def provision(session: nox.Session, job: str) -> None:
     """Run a job of the host."""
     install(session, "pipeline")
-    session.run("python", "-m", "provision", job, *session.posargs)
+    session.run(
+        *("python", "-m", "provision", job, *session.posargs),
+        env={"PYTHONPATH": None},
+        interrupt_timeout=60,
+        terminate_timeout=30,
+    )
 
 
 def pipeline(session: nox.Session, *job: str) -> None:

@@ -73,6 +73,18 @@ COMMANDS = {
     "install_cmake": Command(
         "the CMake of a release, into vendor/", _module("cmake", "install_cmake")
     ),
+    "fetch_sources": Command(
+        "everything that a build downloads, pinned, into transit/mirror",
+        _module("fetch_sources", "fetch_sources"),
+    ),
+    "build_server": Command(
+        "the Triton server from source, into triton/server",
+        _module("build_server", "build_server"),
+    ),
+    "build_client": Command(
+        "the client libraries and the wheel from source, into triton/client",
+        _module("build_client", "build_client"),
+    ),
     "update_releases": Command(
         "resolve the branches and tags of releases to commits",
         _module("update_releases", "update_releases"),

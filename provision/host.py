@@ -76,6 +76,7 @@ class Host:
         cmakes: The CMakes that `install_cmake` installed, by version.
         pythons: The interpreters, the running one first.
         boost: The version of the Boost headers; empty where there are none.
+        boost_folder: The folder that holds ``boost/``; None where there are none.
         packages: The installed packages of the distribution and their versions; None where it
             does not use dpkg.
         gpu: CUDA, the driver, TensorRT and cuDNN.
@@ -92,6 +93,7 @@ class Host:
     cmakes: Mapping[str, Path] = field(default_factory=dict)
     pythons: tuple[Python, ...] = ()
     boost: str = ""
+    boost_folder: Path | None = None
     packages: Mapping[str, str] | None = None
     gpu: Gpu = field(default_factory=Gpu)
 
@@ -104,6 +106,7 @@ def read_host(layout: Layout, packages: Iterable[str]) -> Host:
         packages: The distribution's packages to ask about.
     """
     release = _os_release()
+    boost, boost_folder = _boost()
     pythons = _pythons()
     names = (release.get("ID", ""), release.get("VERSION_ID", ""))
     return Host(
@@ -117,7 +120,8 @@ def read_host(layout: Layout, packages: Iterable[str]) -> Host:
         tools={name: tool for name in _TOOLS if (tool := find_tool(name))},
         cmakes=_own_cmakes(layout),
         pythons=pythons,
-        boost=_boost(),
+        boost=boost,
+        boost_folder=boost_folder,
         packages=_installed(packages),
         gpu=read_gpu(pythons[0].executable if pythons else None),
     )
@@ -174,7 +178,7 @@ def _pythons() -> tuple[Python, ...]:
     return tuple(found)
 
 
-def _boost() -> str:
+def _boost() -> tuple[str, Path | None]:
     root = os.environ.get("BOOST_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else []
     for folder in (*folders, Path("/usr/local/include"), Path("/usr/include")):
@@ -182,8 +186,8 @@ def _boost() -> str:
         if number:
             # 108100 is 1.81.0: https://www.boost.org/doc/libs/release/libs/config/
             value = int(number.group(1))
-            return f"{value // 100000}.{value // 100 % 1000}.{value % 100}"
-    return ""
+            return f"{value // 100000}.{value // 100 % 1000}.{value % 100}", folder
+    return "", None
 
 
 def _installed(packages: Iterable[str]) -> dict[str, str] | None:

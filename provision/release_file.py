@@ -108,7 +108,8 @@ def read(facts: Path, lock: Path) -> Catalogue:
     """
     whole = _Table(toml.load(facts), facts.name)
     commits, refs = locked(lock)
-    components = whole.texts("components")
+    components = _read_lists(whole.table("components"))
+    without = _read_lists(whole.table("without"))
     sources = _read_sources(whole.table("sources"), refs)
     packages = {n: _read_packages(t) for n, t in whole.table("apt").tables().items()}
     traits = {n: _read_trait(t) for n, t in whole.table("traits").tables().items()}
@@ -122,7 +123,7 @@ def read(facts: Path, lock: Path) -> Catalogue:
         found[name] = _read_release(
             name,
             table,
-            components=components,
+            components=tuple(components),
             commits=commits.get(name, {}),
             sources=sources,
             packages=packages,
@@ -132,7 +133,9 @@ def read(facts: Path, lock: Path) -> Catalogue:
             _wrong(f"{table.where}.cmake_pin", f"is {found[name].cmake_pin}, which has no hashes")
     catalogue = Catalogue(
         components=components,
+        without=without,
         releases=found,
+        refs=refs,
         cmake=cmake,
         drivers={int(major): drivers.version(major) for major in drivers},
         disk_bytes=build.take("disk_gb", int) * _GIGABYTE,
@@ -235,8 +238,15 @@ def _read_source(table: _Table, refs: Mapping[str, Mapping[str, str]]) -> Source
         commit=ref if _COMMIT.fullmatch(ref) else refs.get(git, {}).get(ref, ""),
         url=table.take("url", str, ""),
         sha256=table.matching("sha256", _SHA256, ""),
+        submodules=table.texts("submodules") if "submodules" in table else None,
+        whole_for=table.texts("whole_for"),
+        override=table.take("override", str, ""),
+        seed=table.take("seed", str, ""),
+        host=table.take("host", str, ""),
     )
     table.end()
+    if source.url and not source.sha256:
+        _wrong(table.where, "is an archive without its sha256")
     if bool(source.git) == bool(source.url) or bool(source.git) != bool(source.ref):
         _wrong(table.where, "is neither a repository with a ref nor an archive")
     if not source.needed_for:
@@ -266,6 +276,10 @@ def _read_trait(table: _Table) -> Trait:
     )
     table.end()
     return trait
+
+
+def _read_lists(table: _Table) -> dict[str, tuple[str, ...]]:
+    return {key: table.texts(key) for key in table}
 
 
 def _read_hashes(table: _Table) -> dict[str, str]:

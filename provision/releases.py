@@ -42,12 +42,17 @@ class Source:
 
     Attributes:
         name: What Triton's build calls it.
-        needed_for: The features that need it; "always" for whatever is built.
+        needed_for: The features that need it.
         git: The repository; empty for an archive.
         ref: The tag, branch or commit in it.
         commit: What the ref was when it was locked; empty where that is not known.
         url: The archive; empty for a repository.
-        sha256: The archive's; empty where Triton states none.
+        sha256: The archive's.
+        submodules: The paths of the submodules that a build reads; None for all of them.
+        whole_for: The features for which all are taken even so.
+        override: The CMake variable that takes a folder of it.
+        seed: Where, below the build folder, the archive is looked for before it is downloaded.
+        host: What of the host is taken instead of the archive, where it fits.
     """
 
     name: str
@@ -57,6 +62,11 @@ class Source:
     commit: str = ""
     url: str = ""
     sha256: str = ""
+    submodules: tuple[str, ...] | None = None
+    whole_for: tuple[str, ...] = ()
+    override: str = ""
+    seed: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,7 @@ class Release:
 
     def sources_for(self, features: frozenset[str]) -> tuple[Source, ...]:
         """What a build with these features downloads."""
-        wanted = features | {"always"}
-        return tuple(source for source in self.sources if wanted & set(source.needed_for))
+        return tuple(source for source in self.sources if features & set(source.needed_for))
 
 
 @dataclass(frozen=True)
@@ -166,16 +175,20 @@ class Catalogue:
     """All that is known.
 
     Attributes:
-        components: The names of the repositories of a release.
+        components: The repositories of a release, with the features that need each.
+        without: For some of them, the folders that no build reads.
         releases: The releases by name, oldest first.
+        refs: What each tag or branch of a third party's repository was when it was locked.
         cmake: For each CMake that can be installed, the wheel's SHA-256 by architecture.
         drivers: The oldest driver for each major version of CUDA.
         disk_bytes: What a build takes of the disk.
         memory_per_job_bytes: What each compiler takes of the memory.
     """
 
-    components: tuple[str, ...]
+    components: Mapping[str, tuple[str, ...]]
+    without: Mapping[str, tuple[str, ...]]
     releases: Mapping[str, Release]
+    refs: Mapping[str, Mapping[str, str]]
     cmake: Mapping[str, Mapping[str, str]]
     drivers: Mapping[int, str]
     disk_bytes: int

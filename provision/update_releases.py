@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from provision import release_file, releases
 from provision.console import say, step, warn
 from provision.errors import DownloadError, UsageError
 from provision.files import write_atomically
+from provision.git import GitError, git
 
 BASE = "https://github.com/triton-inference-server"
 _SECONDS = 60
@@ -90,20 +89,10 @@ def resolve(url: str, refs: Iterable[str]) -> dict[str, str]:
     refs = tuple(refs)
     patterns = [p for ref in refs for p in (f"refs/heads/{ref}", f"refs/tags/{ref}*")]
     try:
-        answer = subprocess.run(
-            ["git", "ls-remote", "--", url, *patterns],
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise _unreachable(url, f"it did not answer within {_SECONDS} s") from None
-    except subprocess.CalledProcessError as error:
-        raise _unreachable(url, _complaint(error.stderr)) from None
-    rows = (line.split("\t", 1) for line in answer.stdout.splitlines())
+        answer = git("ls-remote", "--", url, *patterns, timeout=_SECONDS)
+    except GitError as error:
+        raise _unreachable(url, str(error)) from None
+    rows = (line.split("\t", 1) for line in answer.splitlines())
     listed = {name: commit for commit, name in rows}
     found = {}
     for ref in refs:
@@ -229,13 +218,6 @@ def _unreachable(url: str, cause: str) -> DownloadError:
     return DownloadError(
         f"{url} cannot be read", cause=cause, fix="check the network, or name a mirror"
     )
-
-
-def _complaint(said: str) -> str:
-    """Git's own reason, which is not always on its last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    fatal = [line.removeprefix("fatal: ") for line in lines if line.startswith("fatal: ")]
-    return (fatal or lines or ["git said nothing"])[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -122,10 +122,12 @@ def test_arguments_and_modules_come_from_the_traits() -> None:
 
 
 def test_a_build_downloads_only_what_its_features_need() -> None:
-    http_only = {s.name for s in release("25.08").sources_for(frozenset({"http", "metrics"}))}
+    http_only = {
+        s.name for s in release("25.08").sources_for(frozenset({"server", "http", "metrics"}))
+    }
     assert {"grpc", "libevent", "prometheus-cpp", "googletest"} <= http_only
     assert not http_only & {"aws-sdk-cpp", "google-cloud-cpp", "azure-sdk", "opentelemetry-cpp"}
-    assert len(release("25.08").sources_for(frozenset({"s3"}))) == 4
+    assert len(release("25.08").sources_for(frozenset({"s3"}))) == 1
 
 
 def test_every_download_is_pinned_as_far_as_it_can_be() -> None:
@@ -135,9 +137,9 @@ def test_every_download_is_pinned_as_far_as_it_can_be() -> None:
         for source in known.sources
         if not (source.commit or source.sha256)
     }
-    # gRPC and the clouds' SDKs could not be reached; googletest's archive is named by its commit.
+    # gRPC and the clouds' SDKs could not be reached.
     assert unpinned == {
-        *("grpc", "grpc-new", "googletest", "google-cloud-cpp", "aws-sdk-cpp"),
+        *("grpc", "grpc-new", "google-cloud-cpp", "aws-sdk-cpp"),
         *("azure-storage-cpplite", "azure-sdk", "azure-iot-sdk-c"),
     }
 
@@ -178,11 +180,13 @@ def changed(tmp_path: Path) -> Callable[[str, str], Catalogue]:
         ('since = "22.09"', 'since = "22.9"', r"cpu_metrics\.since is '22\.9'"),
         ('ref = "v1.25.0"', 'tag = "v1.25.0"', r"sources\.22\.01\[0\] has what nothing reads: tag"),
         ('ref = "v1.25.0"\n', "", r"\[0\] is neither a repository with a ref nor an archive"),
-        ('needed_for = ["always"]', "needed_for = []", r"\[0\] is needed for nothing"),
-        ('needed_for = ["always"]', "needed_for = [1]", r"needed_for is not a list of strings"),
+        ('needed_for = ["s3"]', "needed_for = []", r"is needed for nothing"),
+        ('needed_for = ["s3"]', "needed_for = [1]", r"needed_for is not a list of strings"),
+        ('sha256 = "9390', 'sha256 = "x390', r"sha256 is 'x390"),
+        ('sha256 = "93907d', '# sha256 = "93907d', r"is an archive without its sha256"),
         ('[releases."22.01"]', '[releases."22.1"]', r"22\.1 is not the name of a release"),
         ("as_is = {", "as_is = 1 # {", r"22\.01\.as_is is not a table"),
-        ("[build]", "more = 1\n[build]", r"releases\.toml has what nothing reads: more"),
+        ("[build]", "[more]\n[build]", r"releases\.toml has what nothing reads: more"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(

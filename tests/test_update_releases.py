@@ -18,7 +18,7 @@ from provision import releases, toml, update_releases
 from provision.errors import DownloadError
 from provision.layout import REPOSITORY
 
-COMPONENTS = releases.catalogue().components
+COMPONENTS = tuple(releases.catalogue().components)
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main")
 
 

@@ -1,0 +1,1 @@
+int Resolve() { return 1; }

@@ -1,0 +1,1 @@
+int Check() { return 1; }

@@ -1,0 +1,1 @@
+const char* Version() { return "9.1.0"; }

@@ -1,0 +1,1 @@
+int Json() { return 1; }
