@@ -139,7 +139,18 @@ def _add_serve(jobs: Jobs) -> None:
         metavar="SECONDS",
         help="how long loading may take (default: %(default).0f)",
     )
+    _add_server(job)
     job.set_defaults(job=_serve)
+
+
+def _add_server(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "--server",
+        default="embedded",
+        choices=("embedded", "built"),
+        help="which Triton to start: the embedded one, or that of `nox -s build_server` "
+        "(default: %(default)s)",
+    )
 
 
 def _add_status(jobs: Jobs) -> None:
@@ -195,6 +206,7 @@ def _add_smoke(jobs: Jobs) -> None:
         metavar="FOLDER",
         help="where smoke.json and smoke.html go (default: %(default)s)",
     )
+    _add_server(job)
     job.set_defaults(job=_smoke)
 
 
@@ -243,7 +255,7 @@ def _serve(layout: Layout, options: argparse.Namespace) -> int:
         metrics=options.metrics_port,
         timeout=options.timeout,
     )
-    serve(layout, where, detach=options.detach)
+    serve(layout, where, detach=options.detach, which=options.server)
     return 0
 
 
@@ -271,6 +283,7 @@ def _smoke(layout: Layout, options: argparse.Namespace) -> int:
         expected=tuple(options.expect),
         report=options.report,
         command=" ".join(["nox -s smoke --", *sys.argv[2:]]).removesuffix(" --"),
+        which=options.server,
     )
     smoke(layout, request)
     return 0

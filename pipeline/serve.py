@@ -12,7 +12,6 @@ from pipeline.client import TritonClient
 from pipeline.manifest import Manifest
 from pipeline.repository import Repository
 from provision.console import console, say, step
-from provision.embedded_server import embedded_server
 from provision.errors import (
     ModelLoadError,
     NotRunningError,
@@ -22,12 +21,15 @@ from provision.errors import (
 )
 from provision.layout import Layout
 from provision.processes import last_lines
+from provision.servers import Which, server_installation
 
 _WATCH_SECONDS = 0.2
 _LOADING_SECONDS = 180
 
 
-def serve(layout: Layout, options: server.ServeOptions, *, detach: bool) -> None:
+def serve(
+    layout: Layout, options: server.ServeOptions, *, detach: bool, which: Which = "embedded"
+) -> None:
     """Start the server on what is deployed; stay with it until Ctrl-C unless detached.
 
     Raises:
@@ -41,7 +43,8 @@ def serve(layout: Layout, options: server.ServeOptions, *, detach: bool) -> None
         )
     # Before the installation is looked at, which may have to be made anew, under that server.
     server.refuse_second(layout)
-    record = server.start(layout, embedded_server(layout), options, role="serve", bound=not detach)
+    installation = server_installation(layout, which)
+    record = server.start(layout, installation, options, role="serve", bound=not detach)
     if detach:
         _show(record)
         say("in the background; `nox -s stop` ends it")

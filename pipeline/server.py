@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.server_record import (
+    EVERYWHERE,
     LOOPBACK,
     MARK,
     ServerRecord,
@@ -31,7 +32,6 @@ from pipeline.server_record import (
 )
 from provision import processes
 from provision.console import step
-from provision.embedded_server import ServerInstallation
 from provision.errors import (
     BusyError,
     ModelLoadError,
@@ -39,6 +39,7 @@ from provision.errors import (
     ServerStartError,
     UsageError,
 )
+from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 _EXIT_TIMEOUT_SECONDS = 10
@@ -99,10 +100,16 @@ def start(
 
     Raises:
         BusyError: A server of ours runs already.
+        UsageError: The server would listen elsewhere, too, than it is told to.
         PortInUseError: A port is taken; the message says by which process.
         ModelLoadError: A model does not load.
         ServerStartError: It died or was not ready in time; the message shows its last words.
     """
+    if not installation.addresses and options.host != EVERYWHERE:
+        raise UsageError(
+            f"{installation.name} cannot be told the address to listen on, and listens on all",
+            fix=f"if everybody who reaches this host may ask it, say so: --host {EVERYWHERE}",
+        )
     with in_turn(layout, role):
         clear_leftovers(layout)
         if role == "serve":
@@ -187,7 +194,7 @@ def command(installation: ServerInstallation, record: ServerRecord) -> list[str]
     that it may see half of a version, is none where versions come in one step.
     https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_management.md
     """
-    return [
+    line = [
         str(installation.program),
         f"--model-repository={_plain_path(record.repository, record.folder)}",
         f"--backend-directory={_plain_path(installation.backends, record.folder)}",
@@ -196,15 +203,19 @@ def command(installation: ServerInstallation, record: ServerRecord) -> list[str]
         # One model that loads, or cannot, does not make the others' server unready.
         "--strict-readiness=false",
         "--allow-http=true",
-        f"--http-address={record.host}",
         f"--http-port={record.http}",
-        f"--grpc-address={record.host}",
-        f"--grpc-port={record.grpc}",
-        f"--metrics-address={record.host}",
         f"--metrics-port={record.metrics}",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={record.shared_memory_prefix}",
     ]
+    if installation.grpc:
+        line.append(f"--grpc-port={record.grpc}")
+    if installation.addresses:
+        endpoints = ("http", "metrics", *(("grpc",) if installation.grpc else ()))
+        line += [f"--{endpoint}-address={record.host}" for endpoint in endpoints]
+    if installation.agents:
+        line.append(f"--repoagent-directory={_plain_path(installation.agents, record.folder)}")
+    return line
 
 
 def _plain_path(path: Path | str, folder: str) -> str:

@@ -21,6 +21,7 @@ from provision.files import lock, write_atomically
 from provision.layout import Layout
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - for users who ask for it
 MARK = "SLIPWAY_SERVER"
 """The environment variable that our servers and their stubs carry, with the record's id."""
 
@@ -65,7 +66,7 @@ class ServerRecord:
     @property
     def url(self) -> str:
         """``HOST:PORT`` for HTTP clients on this host."""
-        host = LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
+        host = LOOPBACK if self.host == EVERYWHERE else self.host
         return f"{host}:{self.http}"
 
     @property

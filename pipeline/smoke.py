@@ -28,9 +28,9 @@ from pipeline.subjects import Picture, gather
 from pipeline.weights import WeightsSpec
 from provision.console import console, say, warn
 from provision.cores import available_cores
-from provision.embedded_server import embedded_server
 from provision.errors import ServerUnreachableError, SmokeError, UsageError, storage_error
 from provision.layout import Layout
+from provision.servers import Which, server_installation
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("-", "yellow")}
 # What nearly every classifier was trained with, for a model that we have no manifest of.
@@ -49,6 +49,7 @@ class SmokeRequest:
         expected: The label that each of `images` must get; empty, or one each.
         report: The folder for the report.
         command: How this test was started, for the report.
+        which: The server to start, where one has to be started.
     """
 
     model: str
@@ -57,6 +58,7 @@ class SmokeRequest:
     expected: tuple[str, ...] = ()
     report: Path = Path("report")
     command: str = "nox -s smoke"
+    which: Which = "embedded"
 
 
 def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
@@ -172,7 +174,7 @@ def _server(layout: Layout, request: SmokeRequest) -> Iterator[tuple[str, str, b
     elif record:
         yield record.url, "ours, which runs already", False
     else:
-        with server.temporary(layout, embedded_server(layout)) as started:
+        with server.temporary(layout, server_installation(layout, request.which)) as started:
             yield started.url, "started for this test, since none was named and none runs", True
 
 

@@ -9,38 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from provision.environments import Environment, ensure
 from provision.errors import HostError
-from provision.files import write_atomically
+from provision.installation import ServerInstallation, keep_bytecode_out
 from provision.layout import Layout
 
 _STUB = "triton_python_backend_stub"
 _STUB_MODE = 0o755
-# Keeps __pycache__ out of the live repository, where a polling server takes it for a change and
-# loads the model again. The stub reads none of Python's environment variables, but this.
-# https://docs.python.org/3/library/site.html
-_STARTUP = "import sys; sys.pycache_prefix = sys.prefix + '/pycache'\n"
 _STUB_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class ServerInstallation:
-    """A Triton server on this host that can be started.
-
-    Attributes:
-        name: What it is, for people.
-        program: The `tritonserver` executable.
-        backends: What to give as ``--backend-directory``.
-        variables: The process environment it has to run in.
-    """
-
-    name: str
-    program: Path
-    backends: Path
-    variables: dict[str, str]
 
 
 def embedded_server(layout: Layout) -> ServerInstallation:
@@ -60,9 +38,7 @@ def embedded_server(layout: Layout) -> ServerInstallation:
     folders = [str(environment.interpreter.libpython.parent), variables.get("LD_LIBRARY_PATH", "")]
     variables["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
     _try_stub(backends / "python" / _STUB, variables)
-    startup = environment.site_packages / "slipway.pth"
-    if not startup.is_file():
-        write_atomically(startup, _STARTUP)
+    keep_bytecode_out(environment.site_packages)
     return ServerInstallation(
         name="embedded Triton (nvidia-pytriton 0.7.0)",
         program=triton / "bin" / "tritonserver",

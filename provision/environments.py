@@ -103,9 +103,12 @@ def lock_file(name: str) -> Path:
     return _HERE / "locks" / f"{name}.txt"
 
 
-def ready(layout: Layout, name: str) -> Environment | None:
-    """The environment, if it is there and was made from the present lock."""
-    prefix = layout.vendor / "environments" / name
+def ready(
+    layout: Layout, name: str, interpreter: interpreters.Interpreter | None = None
+) -> Environment | None:
+    """The environment, if it is there and was made from the present lock, with that interpreter."""
+    prefix = _prefix(layout, name, interpreter)
+    wanted = interpreter
     try:
         stamp = json.loads((prefix / _STAMP).read_text())
         locked, facts = stamp["lock"], stamp["interpreter"]
@@ -117,18 +120,25 @@ def ready(layout: Layout, name: str) -> Environment | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if locked != sha256(lock_file(name)):
+    if locked != sha256(lock_file(name)) or wanted not in {None, interpreter}:
         return None
     if not interpreter.executable.is_file() or (library and not Path(library).is_file()):
         return None
     return Environment(name, prefix, interpreter)
 
 
-def ensure(layout: Layout, name: str) -> Environment:
+def ensure(
+    layout: Layout, name: str, interpreter: interpreters.Interpreter | None = None
+) -> Environment:
     """The environment, made first where it is missing or its lock has changed.
 
     It is made beside the old one and put in its place when it is complete, so that an interrupted
     or failed attempt leaves what was there.
+
+    Args:
+        layout: Where.
+        name: Its dependency group.
+        interpreter: What to make it with; it then lies beside the one of that name for everybody.
 
     Raises:
         HostError: No interpreter fits.
@@ -136,32 +146,43 @@ def ensure(layout: Layout, name: str) -> Environment:
         StorageError: No space, or not ours to write.
         EnvironmentBuildError: It failed otherwise; the log has uv's words.
     """
-    existing = ready(layout, name)
+    existing = ready(layout, name, interpreter)
     if existing:
         return existing
     facts = toml.load(_HERE / "environments.toml")[name]
     with (
         step(f"Python environment '{name}' ({facts['purpose']}; {facts['size']})") as making,
         lock(
-            layout.run / f"environment-{name}.lock",
+            layout.run / f"environment-{_prefix(layout, name, interpreter).name}.lock",
             holder=f"making the environment '{name}'",
             waiting=lambda other: making.progress(f"waiting for {other}"),
         ),
     ):
-        environment = ready(layout, name) or _make(layout, name, facts, making.progress)
+        environment = ready(layout, name, interpreter) or _make(
+            layout, name, facts, making.progress, interpreter
+        )
         making.detail = f"Python {environment.interpreter.version}"
         return environment
 
 
+def _prefix(layout: Layout, name: str, interpreter: interpreters.Interpreter | None) -> Path:
+    folder = f"{name}-{interpreter.minor}" if interpreter else name
+    return layout.vendor / "environments" / folder
+
+
 def _make(
-    layout: Layout, name: str, facts: dict[str, Any], progress: Callable[[str], None]
+    layout: Layout,
+    name: str,
+    facts: dict[str, Any],
+    progress: Callable[[str], None],
+    wanted: interpreters.Interpreter | None,
 ) -> Environment:
-    interpreter = interpreters.find(
+    interpreter = wanted or interpreters.find(
         facts["python"], libpython=facts["libpython"], vendor=layout.vendor
     )
     locked = sha256(lock_file(name))
-    prefix = layout.vendor / "environments" / name
-    staged = prefix.with_name(f".{name}.new")
+    prefix = _prefix(layout, name, wanted)
+    staged = prefix.with_name(f".{prefix.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     log = layout.logs / f"environment-{name}.log"

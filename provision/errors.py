@@ -91,6 +91,12 @@ class BusyError(SlipwayError):
     exit_code = 14
 
 
+class BuildError(SlipwayError):
+    """A build of Triton failed, or what it built is not right."""
+
+    exit_code = 15
+
+
 class WeightsError(SlipwayError):
     """The weights are missing, damaged, or do not fit the model."""
 

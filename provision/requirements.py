@@ -6,7 +6,7 @@ Pure functions of facts: nothing is read here, and nothing is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from packaging.specifiers import SpecifierSet
@@ -35,6 +35,7 @@ class Row:
         needed: What there has to be; empty where anything will do.
         fix: What to do about it.
         package: The distribution's package that brings it, where that is certain.
+        only: The kind of build that needs it, where not all do: server, client or tensorrt.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     needed: str = ""
     fix: str = ""
     package: str = ""
+    only: str = ""
 
     @property
     def hinders(self) -> bool:
@@ -56,10 +58,10 @@ def check(release: Release, host: Host, catalogue: Catalogue, *, gpu: bool = Tru
     yield from _tools(release, host, gpu=gpu)
     yield _cmake(release, host)
     yield _python(release, host)
-    yield _boost(release, host)
+    yield replace(_boost(release, host), only="server")
     if gpu:
         yield from _cuda(release, host, catalogue)
-        yield from _tensorrt(release, host)
+        yield from (replace(row, only="tensorrt") for row in _tensorrt(release, host))
     yield from _packages(release, host)
 
 
@@ -224,7 +226,10 @@ def _packages(release: Release, host: Host) -> Iterator[Row]:
         return
     for name in dict.fromkeys((*packages.server, *packages.client)):
         version = host.packages.get(name, "")
-        yield _row(name, bool(version), version, "any", f"install {name}", package=name)
+        row = _row(name, bool(version), version, "any", f"install {name}", package=name)
+        both = name in packages.server and name in packages.client
+        kind = "server" if name in packages.server else "client"
+        yield row if both else replace(row, only=kind)
     absent = [name for name in packages.examples if name not in host.packages]
     if absent:
         yield Row("examples", "note", "", "", f"the client's examples need {', '.join(absent)}")

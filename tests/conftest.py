@@ -18,7 +18,8 @@ from helpers import Slipway, deploy_tiny
 
 from pipeline.manifest import Manifest
 from provision import environments
-from provision.embedded_server import ServerInstallation, embedded_server
+from provision.embedded_server import embedded_server
+from provision.installation import ServerInstallation
 from provision.layout import REPOSITORY, Layout
 
 SHARED = REPOSITORY.parent / "shared" / "fixtures"

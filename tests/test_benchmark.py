@@ -22,7 +22,6 @@ from pipeline.client import TritonClient
 from pipeline.load import PASSES, Load, LoadGenerator, load_generator
 from pipeline.manifest import Manifest
 from provision import environments, processes
-from provision.embedded_server import ServerInstallation
 from provision.errors import (
     BusyError,
     HostError,
@@ -30,6 +29,7 @@ from provision.errors import (
     RepositoryError,
     ServerUnreachableError,
 )
+from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 OUTPUT = """\

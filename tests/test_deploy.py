@@ -33,8 +33,8 @@ from pipeline.photos import sample_photos
 from pipeline.preprocess import Preprocessing
 from pipeline.repository import Repository
 from pipeline.weights import WeightsSpec
-from provision.embedded_server import ServerInstallation
 from provision.files import sha256
+from provision.installation import ServerInstallation
 from provision.layout import REPOSITORY, Layout
 
 MODEL = "squeezenet1_1"

@@ -12,9 +12,9 @@ import pytest
 from helpers import FREE_PORTS, Slipway, deploy_tiny
 
 from provision import embedded_server, environments
-from provision.embedded_server import ServerInstallation
 from provision.environments import Environment
 from provision.errors import HostError
+from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 STUB = "triton_python_backend_stub"

@@ -29,8 +29,8 @@ from pipeline.engines import OnnxRuntimeEngine
 from pipeline.install import Prepared, install_version
 from pipeline.manifest import Manifest, damaged
 from pipeline.repository import Repository, check_name
-from provision.embedded_server import ServerInstallation
 from provision.errors import BusyError, ConfigError, RepositoryError, UsageError
+from provision.installation import ServerInstallation
 from provision.layout import REPOSITORY, Layout
 
 MODEL = "small"

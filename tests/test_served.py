@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import server
 from pipeline.client import TritonClient
-from provision.embedded_server import ServerInstallation
+from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 

@@ -21,8 +21,8 @@ from pipeline.manifest import Manifest
 from pipeline.server import ServeOptions
 from pipeline.server_record import ServerRecord
 from provision import processes
-from provision.embedded_server import ServerInstallation
 from provision.errors import ModelLoadError, PortInUseError, ServerStartError, UsageError
+from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 FREE = ServeOptions(http=0, grpc=0, metrics=0)
