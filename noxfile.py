@@ -14,7 +14,7 @@ nox.options.reuse_venv = "yes"
 LOCKS = "provision/locks"
 GROUPS = (
     *("bootstrap", "pipeline", "export", "serving", "build", "build_wheels"),
-    *("client", "load", "tests", "lint", "typecheck"),
+    *("client", "cuda", "load", "tests", "lint", "typecheck"),
 )
 
 
@@ -70,6 +70,18 @@ def doctor(session: nox.Session) -> None:
 def install_cmake(session: nox.Session) -> None:
     """Install the CMake of a release into vendor/ (recipe step 1): `-- --release 22.01`."""
     provision(session, "install_cmake")
+
+
+@nox.session(default=False)
+def install_cuda(session: nox.Session) -> None:
+    """Install CUDA's compiler and libraries into vendor/, without root, for hosts without them."""
+    provision(session, "install_cuda")
+
+
+@nox.session(default=False)
+def install_tensorrt(session: nox.Session) -> None:
+    """Put TensorRT's headers beside the libraries of its wheels, in vendor/, for a build."""
+    provision(session, "install_tensorrt")
 
 
 @nox.session(default=False)

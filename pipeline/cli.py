@@ -7,14 +7,13 @@ Only the standard library is imported here, and what a job needs when it is call
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from provision.errors import SlipwayError, all_errors
-from provision.failures import run
+from provision.failures import end_in_order, run
 from provision.layout import Layout, log_folder
 
 _DESCRIPTION = """\
@@ -33,11 +32,13 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, do the job, return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end_in_order()
+    if arguments[:2] == ["benchmark", "build"]:  # which has options of its own
+        from pipeline import benchmark_build
+
+        return run(lambda: benchmark_build.main(arguments[2:]), log_folder())
     options = parser().parse_args(arguments)
-    # Asked to end (by nox, systemd or a closing terminal), we end in order, as on Ctrl-C.
-    for asked in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(asked) != signal.SIG_IGN:  # as under nohup
-            signal.signal(asked, signal.default_int_handler)
     return run(lambda: int(options.job(Layout.from_environment(), options) or 0), log_folder())
 
 
@@ -215,7 +216,7 @@ def _add_benchmark(jobs: Jobs) -> None:
         "benchmark",
         help="measure the speed of what is served, as ratios in one run",
         description="Measure served throughput against in-process ONNX Runtime, and what Triton "
-        "itself adds to a request.",
+        "itself adds to a request. `benchmark build` measures a build of the server instead.",
     )
     job.add_argument("--quick", action="store_true", help="a few seconds a figure")
     job.add_argument("--model", default="resnet50", metavar="NAME", help="default: %(default)s")

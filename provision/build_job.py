@@ -112,8 +112,7 @@ class Build:
 
     def run(self, *, clean: bool) -> BuildManifest:
         """Build, try and install, unless the very same is installed and as it was installed."""
-        ingredients = self.ingredients()
-        stamp = build_tree.stamp(ingredients)
+        stamp = build_tree.stamp(self.ingredients())
         installed = BuildManifest.read(self.target)
         if installed and installed.stamp == stamp and not clean:
             altered = installed.altered(self.target)
@@ -122,17 +121,21 @@ class Build:
                 return installed
             warn(f"{len(altered)} installed files were altered, such as {altered[0]}")
         begun = time.monotonic()
+        self.make(clean=clean)
+        return self._install(stamp, begun)
+
+    def make(self, *, clean: bool) -> None:
+        """Ready the tree and build in it, up to the staging folder."""
         if clean:
             shutil.rmtree(self.tree.folder, ignore_errors=True)
         with step(f"Ready the build tree {self.tree.folder}") as readying:
-            readying.detail = self.tree.begin(ingredients)
+            readying.detail = self.tree.begin(self.ingredients())
             self.tree.started()
             self._fill()
         self.log.unlink(missing_ok=True)
         shutil.rmtree(self.tree.staging, ignore_errors=True)  # build.py copies into what is there
         self.compile()
         self.tree.ended()
-        return self._install(stamp, begun)
 
     def execute(
         self, command: Sequence[str | Path], doing: str, *, folder: Path | None = None

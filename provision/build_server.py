@@ -61,22 +61,27 @@ def build_server(layout: Layout, release: str, options: ServerOptions, how: How)
         for remark in remarks(chosen, options):
             say(f"- {remark}")
         features = server_features(chosen, options)
-        return prepare(_ServerBuild, layout, found, features, how).run(clean=how.clean)
+        return prepare(ServerBuild, layout, found, features, how).run(clean=how.clean)
 
 
-class _ServerBuild(Build):
+class ServerBuild(Build):
+    """A build of the server."""
+
     what = "server"
 
     def arguments(self) -> Sequence[str]:
+        """The recipe's, and what this release wants besides."""
         return build_arguments.server_arguments(
             self.plan.release, self.plan.features, self.tree, tensorrt=self._tensorrt()
         )
 
     def cmake_variables(self) -> Mapping[str, str | Path]:
+        """The host's Boost, for the Python backend."""
         folder = self.host.boost_folder
         return {"SLIPWAY_BOOST": folder} if folder and "boost" in self.plan.tools else {}
 
     def libraries(self) -> Sequence[Path]:
+        """Python's, TensorRT's and CUDA's folders."""
         folders = []
         python, gpu = self.plan.python, self.host.gpu
         if "python" in self.plan.features and python.libpython:
@@ -88,12 +93,14 @@ class _ServerBuild(Build):
         return folders
 
     def fill(self) -> None:
+        """Clone what build.py would clone, once and as a whole."""
         for name, repository in _CLONES.items():
             if name in self.plan.features:
                 pin = self.component(repository)
                 build_tree.clone(pin, self.tree.scratch / name, self.variables)
 
     def compile(self) -> None:
+        """Run build.py, once it is known to take its arguments."""
         python = self.tools.python.environment.python
         described = output(python, str(self.tree.folder / "build.py"), "--help", complaints=True)
         arguments = [*self.arguments(), f"--build-parallel={self.jobs}"]
@@ -101,6 +108,7 @@ class _ServerBuild(Build):
         self.execute([python, "build.py", *arguments], f"Build Triton {self.plan.release.triton}")
 
     def prove(self, manifest: BuildManifest) -> Mapping[str, Any]:
+        """Ask it for its options, check its libraries, start it."""
         log = self.layout.logs / f"try-server-{self.plan.release.name}.log"
         server = built_server(self.tree.staging, manifest)
         return asdict(try_out(server, version=self.plan.release.triton, log=log))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from provision import bootstrap
+from provision import bootstrap, failures
 from provision.errors import EnvironmentBuildError, HostError, UsageError
 from provision.layout import REPOSITORY
 
@@ -60,6 +60,7 @@ def _module(name: str, job: str) -> Callable[[list[str]], int]:
                 cause="This job needs more than Python's standard library",
                 fix=f"run `{PROGRAM} nox -s {job}`, which brings what it needs",
             ) from None
+        failures.end_in_order()
         return int(module.main(arguments))
 
     return main
@@ -72,6 +73,13 @@ COMMANDS = {
     ),
     "install_cmake": Command(
         "the CMake of a release, into vendor/", _module("cmake", "install_cmake")
+    ),
+    "install_cuda": Command(
+        "CUDA's compiler and libraries, into vendor/, without root", _module("cuda", "install_cuda")
+    ),
+    "install_tensorrt": Command(
+        "TensorRT's headers and libraries, put together in vendor/",
+        _module("tensorrt", "install_tensorrt"),
     ),
     "fetch_sources": Command(
         "everything that a build downloads, pinned, into transit/mirror",

@@ -24,6 +24,13 @@ from provision.errors import (
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
+def end_in_order() -> None:
+    """Have this process end as on Ctrl-C when nox, systemd or a closing terminal asks it to."""
+    for asked in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(asked) != signal.SIG_IGN:  # as under nohup
+            signal.signal(asked, signal.default_int_handler)
+
+
 def run(main: Callable[[], int], log_dir: Path | None) -> int:
     """Run a command line's main function and print its failure, if any, to standard error.
 

@@ -86,40 +86,55 @@ class Gpu:
     cudnn: Found | None = None
 
 
-def read_gpu(python: Path | None) -> Gpu:
-    """Read the facts; `python` is the interpreter that is asked for TensorRT's package."""
-    cuda = read_cuda()
+def read_gpu(python: Path | None, vendor: Path | None = None) -> Gpu:
+    """Read the facts.
+
+    Args:
+        python: The interpreter that is asked for TensorRT's package.
+        vendor: The folder in which `install_cuda` and `install_tensorrt` put theirs.
+    """
+    cuda = read_cuda(vendor)
+    ours = sorted(vendor.glob("tensorrt-*"), reverse=True) if vendor else []
     driver, devices = _driver()
     return Gpu(
         cuda=cuda,
         driver=driver,
         devices=devices,
         tensorrt_python=_tensorrt_package(python) if python else None,
-        tensorrt_libraries=_library("libnvinfer.so", cuda),
-        tensorrt_headers=_tensorrt_headers(cuda),
+        tensorrt_libraries=_library("libnvinfer.so", cuda) or _put_together(ours),
+        tensorrt_headers=_tensorrt_headers(cuda, ours),
         cudnn=_library("libcudnn.so", cuda) or _cudnn_headers(cuda),
     )
 
 
-def read_cuda() -> Cuda | None:
-    """The toolkit of CUDA_HOME or CUDA_PATH, else of the nvcc on PATH, else the usual one."""
+def read_cuda(vendor: Path | None = None) -> Cuda | None:
+    """A toolkit: of CUDA_HOME or CUDA_PATH, or else of the nvcc on PATH, the usual one, or ours.
+
+    Args:
+        vendor: The folder in which `install_cuda` puts one.
+    """
     named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     compilers = [Path(name) / "bin" / "nvcc" for name in named if name]
     if not compilers:
         on_path = shutil.which("nvcc")
         compilers = [Path(on_path)] if on_path else []
         compilers.append(_DEFAULT_CUDA / "bin" / "nvcc")
-    for compiler in compilers:
-        version = re.search(r"\bV(\d+\.\d+\.\d+)", output(compiler, "--version"))
-        if version:
-            # The nvcc on PATH may be a script or a link; its own --dryrun knows its folder.
-            dry = output(compiler, "--dryrun", "-x", "cu", "-c", os.devnull, complaints=True)
-            top = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
-            root = Path(top.group(1)) if top else compiler.resolve().parent.parent
-            listed = output(compiler, "--list-gpu-arch")
-            architectures = sorted(map(int, re.findall(r"^compute_(\d+)$", listed, re.MULTILINE)))
-            return Cuda(root.resolve(), version.group(1), tuple(architectures), _newest_gcc(root))
-    return None
+        compilers += sorted(vendor.glob("cuda-*/bin/nvcc"), reverse=True) if vendor else []
+    return next(filter(None, map(read_toolkit, compilers)), None)
+
+
+def read_toolkit(compiler: Path) -> Cuda | None:
+    """The toolkit that a compiler is part of; None where it does not run."""
+    version = re.search(r"\bV(\d+\.\d+\.\d+)", output(compiler, "--version"))
+    if version is None:
+        return None
+    # The nvcc on PATH may be a script or a link; its own --dryrun knows its folder.
+    dry = output(compiler, "--dryrun", "-x", "cu", "-c", os.devnull, complaints=True)
+    top = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
+    root = Path(top.group(1)) if top else compiler.resolve().parent.parent
+    listed = output(compiler, "--list-gpu-arch")
+    architectures = sorted(map(int, re.findall(r"^compute_(\d+)$", listed, re.MULTILINE)))
+    return Cuda(root.resolve(), version.group(1), tuple(architectures), _newest_gcc(root))
 
 
 def _newest_gcc(root: Path) -> int:
@@ -155,8 +170,8 @@ def _tensorrt_package(python: Path) -> Found | None:
     return Found(version, Path(path)) if version else None
 
 
-def _tensorrt_headers(cuda: Cuda | None) -> Found | None:
-    for folder in _header_folders("TENSORRT_ROOT", cuda):
+def _tensorrt_headers(cuda: Cuda | None, ours: Iterable[Path]) -> Found | None:
+    for folder in (*_header_folders("TENSORRT_ROOT", cuda), *(root / "include" for root in ours)):
         path = folder / "NvInferVersion.h"
         version = _defined(text(path), _TENSORRT_PARTS)
         if version and (folder / "NvInfer.h").is_file():
@@ -179,6 +194,15 @@ def _library(name: str, cuda: Cuda | None) -> Found | None:
             version = path.resolve().name.removeprefix(f"{name}.")
             if re.fullmatch(r"\d+(\.\d+)*", version):
                 return Found(version, path.resolve())
+    return None
+
+
+def _put_together(roots: Iterable[Path]) -> Found | None:
+    """TensorRT's library as `install_tensorrt` puts it beside its headers: a link to a wheel's."""
+    for root in roots:
+        library = root / "lib" / "libnvinfer.so"
+        if library.exists():
+            return Found(root.name.removeprefix("tensorrt-"), library)
     return None
 
 

@@ -123,7 +123,7 @@ def read_host(layout: Layout, packages: Iterable[str]) -> Host:
         boost=boost,
         boost_folder=boost_folder,
         packages=_installed(packages),
-        gpu=read_gpu(pythons[0].executable if pythons else None),
+        gpu=read_gpu(pythons[0].executable if pythons else None, layout.vendor),
     )
 
 

@@ -62,22 +62,50 @@ def put(
     folder.mkdir(parents=True)
     wanted = folder / "requirements.txt"
     wanted.write_text(" ".join([f"{name}=={version}", *(f"--hash=sha256:{h}" for h in hashes)]))
+    _put(wanted, folder, f"{name} {version}", log, on_line)
+    wanted.unlink()
+
+
+def put_all(
+    requirements: Path,
+    folder: Path,
+    *,
+    log: Path,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Put the files of locked requirements into a folder.
+
+    Args:
+        requirements: All of them, each with its hashes.
+        folder: Where to; it is made.
+        log: Where uv's words go.
+        on_line: Called with each line of them.
+
+    Raises:
+        DownloadError: One cannot be had, or is not what was locked.
+        StorageError: No space, or not ours to write.
+    """
+    folder.mkdir(parents=True)
+    _put(requirements, folder, f"what {requirements.name} lists", log, on_line)
+
+
+def _put(
+    requirements: Path, folder: Path, what: str, log: Path, on_line: Callable[[str], None]
+) -> None:
     command = [find_uv_bin(), "pip", "install", "--no-deps", "--require-hashes"]
     command += ["--only-binary=:all:", "--python", sys.executable, "--target", str(folder)]
     log.unlink(missing_ok=True)
     # Copied, not linked: what happens to a file under the root must not reach uv's cache.
-    command += ["--link-mode=copy", "--requirements", str(wanted)]
+    command += ["--link-mode=copy", "--requirements", str(requirements)]
     code = processes.run_logged(command, log=log, on_line=on_line)
-    wanted.unlink()
     if code == 0:
         return
     said = " ".join(log.read_text(errors="replace").split())  # uv wraps its lines
-    what = f"{name} {version} cannot be had"
     for symptom, kind, cause, fix in _SYMPTOMS:
         if re.search(symptom, said):
-            raise kind(what, cause=cause, fix=fix, log=log)
+            raise kind(f"{what} cannot be had", cause=cause, fix=fix, log=log)
     raise DownloadError(
-        f"{what} (uv exited with {code}):\n{processes.last_lines(log)}",
+        f"{what} cannot be had (uv exited with {code}):\n{processes.last_lines(log)}",
         fix=f"check the network, or {_MIRROR.format('this host reaches')}",
         log=log,
     )

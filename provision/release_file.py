@@ -114,6 +114,7 @@ def read(facts: Path, lock: Path) -> Catalogue:
     packages = {n: _read_packages(t) for n, t in whole.table("apt").tables().items()}
     traits = {n: _read_trait(t) for n, t in whole.table("traits").tables().items()}
     cmake = {v: _read_hashes(t) for v, t in whole.table("cmake").tables().items()}
+    tensorrt = _read_tensorrt(whole.table("tensorrt"))
     drivers = whole.table("drivers")
     build = whole.table("build")
     found = {}
@@ -137,6 +138,7 @@ def read(facts: Path, lock: Path) -> Catalogue:
         releases=found,
         refs=refs,
         cmake=cmake,
+        tensorrt=tensorrt,
         drivers={int(major): drivers.version(major) for major in drivers},
         disk_bytes=build.take("disk_gb", int) * _GIGABYTE,
         memory_per_job_bytes=build.take("memory_per_job_gb", int) * _GIGABYTE,
@@ -276,6 +278,16 @@ def _read_trait(table: _Table) -> Trait:
     )
     table.end()
     return trait
+
+
+def _read_tensorrt(table: _Table) -> dict[str, tuple[str, str]]:
+    repository = table.take("repository", str, "")
+    headers = table.table("headers")
+    found = {version: (repository, headers.matching(version, _COMMIT)) for version in headers}
+    table.end()
+    if found and not repository:
+        _wrong(table.where, "lacks the repository")
+    return found
 
 
 def _read_lists(table: _Table) -> dict[str, tuple[str, ...]]:

@@ -180,6 +180,7 @@ class Catalogue:
         releases: The releases by name, oldest first.
         refs: What each tag or branch of a third party's repository was when it was locked.
         cmake: For each CMake that can be installed, the wheel's SHA-256 by architecture.
+        tensorrt: TensorRT's headers by version, each a commit of a repository.
         drivers: The oldest driver for each major version of CUDA.
         disk_bytes: What a build takes of the disk.
         memory_per_job_bytes: What each compiler takes of the memory.
@@ -190,6 +191,7 @@ class Catalogue:
     releases: Mapping[str, Release]
     refs: Mapping[str, Mapping[str, str]]
     cmake: Mapping[str, Mapping[str, str]]
+    tensorrt: Mapping[str, tuple[str, str]]
     drivers: Mapping[int, str]
     disk_bytes: int
     memory_per_job_bytes: int

@@ -119,7 +119,9 @@ def _options(installation: ServerInstallation, log: Path) -> int:
 
 
 def check_libraries(folder: Path, variables: Mapping[str, str], log: Path) -> None:
-    """Make sure that the loader finds every library of the programs and libraries in a folder.
+    """Make sure that the loader finds every library, and in them every symbol.
+
+    A library that lacks a symbol is built without a word, and fails when a model needs it.
 
     Args:
         folder: Where they are.
@@ -133,19 +135,22 @@ def check_libraries(folder: Path, variables: Mapping[str, str], log: Path) -> No
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink() and path.is_file() and is_elf(path):
             said = subprocess.run(
-                ["ldd", path],
+                ["ldd", "-r", path],
                 env={**os.environ, **variables},
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 check=False,
             ).stdout
             with log.open("a") as file:
-                file.write(f"$ ldd {path}\n{said}")
+                file.write(f"$ ldd -r {path}\n{said}")
             missing = re.findall(r"^\s*(\S+) => not found", said, re.MULTILINE)
-            found += [f"{path.relative_to(folder)} lacks {name}" for name in missing]
+            symbols = [] if missing else re.findall(r"^undefined symbol: (\S+)", said, re.MULTILINE)
+            lacking = [*missing, *(f"the symbol {name}" for name in symbols[:1])]
+            found += [f"{path.relative_to(folder)} lacks {name}" for name in lacking]
     if found:
         raise BuildError(
-            f"not every library is found: {'; '.join(found)}",
+            f"what was built is not whole: {'; '.join(found)}",
             fix="install what is named, or add its folder to LD_LIBRARY_PATH before building",
             log=log,
         )

@@ -44,6 +44,7 @@ class Trouble:
         includes: For a CMake project, the file that it has to include.
         sources: Other sources than the release's, by name.
         symptom: What a log says where it was not averted.
+        slow: Whether a build succeeds all the same, and takes longer.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Trouble:
     includes: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
     symptom: re.Pattern[str] | None = None
+    slow: bool = False
 
     @property
     def averts(self) -> bool:

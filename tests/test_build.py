@@ -165,10 +165,19 @@ def test_the_server_is_built_tried_and_installed(built: Builder) -> None:
     assert found.features == ("checksum", "ensemble", "http", "metrics", "server")
     assert (found.proof["version"], found.proof["metrics"]) == ("9.1.0", 1)
     assert found.altered(built.server) == []
-    assert set(found.troubles) == {"tests_of_third_parties"}
+    assert set(found.troubles) == {
+        "checksum_openssl",
+        "tests_of_third_parties",
+        "tests_of_triton",
+    }
     core = f"https://github.com/{TRITON}/core.git r{RELEASE}"
     assert found.commits[core] == built.upstream.commit(f"{TRITON}/core")
     assert not built.tree.staging.exists()
+
+
+def test_tests_that_nobody_runs_are_not_built(built: Builder) -> None:
+    assert next(built.tree.scratch.rglob("json.cc.o"))
+    assert not list(built.tree.scratch.rglob("json_test*"))
 
 
 def test_its_bill_of_materials_names_what_went_in(built: Builder) -> None:
@@ -278,6 +287,16 @@ def test_a_library_that_is_not_there_is_told(changed: Builder) -> None:
     assert done.returncode == BuildError.exit_code
     assert "does not print its options" in done.stderr
     assert "libtritonserver.so" in done.stderr
+
+
+def test_a_library_that_lacks_a_symbol_is_told(changed: Builder) -> None:
+    """It is compiled and linked without a word, and would fail when a model asks for it."""
+    lacking = "int Missing();\nint Check() { return Missing(); }\n"
+    changed.upstream.release("checksum_repository_agent", "agent.cc", lacking)
+    done = changed(*SERVER)
+    assert done.returncode == BuildError.exit_code
+    agent = "repoagents/checksum/libtritonrepoagent_checksum.so"
+    assert f"what was built is not whole: {agent} lacks the symbol _Z7Missingv" in done.stderr
 
 
 def test_a_source_that_nobody_listed_cannot_be_had(changed: Builder) -> None:

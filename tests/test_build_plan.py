@@ -140,7 +140,17 @@ def test_an_old_release_on_a_new_host_has_more_troubles_than_on_an_old_one() -> 
 def test_a_new_release_has_few_troubles() -> None:
     features = server_features(releases.release("25.08"), ServerOptions())
     found = {trouble.name for trouble in troubles.averted("25.08", features, NEWEST)}
-    assert found == {"tests_of_third_parties"}
+    assert found == {"tests_of_triton", "tests_of_third_parties", "checksum_openssl"}
+
+
+def test_no_two_troubles_want_a_file_included_into_one_project() -> None:
+    included = [name for trouble in troubles.troubles() for name in trouble.includes]
+    assert len(included) == len(set(included))
+
+
+def test_whatever_only_takes_time_is_averted_by_switching_tests_off() -> None:
+    slow = {trouble.name for trouble in troubles.troubles() if trouble.slow}
+    assert slow == {"tests_of_triton", "tests_of_third_parties"}
 
 
 @pytest.mark.parametrize(
