@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+
+from provision.errors import DownloadError, StorageError
 
 # A connection over which nothing comes for a minute is given up.
 # https://git-scm.com/docs/git-config#Documentation/git-config.txt-httplowSpeedLimit
 _STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
 
 
-class GitError(Exception):
-    """Git failed; the text is its own reason."""
+_STORAGE = re.compile("No space left on device|Disk quota exceeded|Read-only file system")
+
+
+class GitError(DownloadError):
+    """Git failed; where nobody knows better what that means, this is what is said."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"git failed: {reason}",
+            fix="run the same command again; if it fails again, remove transit/mirror",
+        )
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def variables(settings: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
@@ -47,6 +63,7 @@ def git(
 
     Raises:
         GitError: It failed, or did not end in time.
+        StorageError: There is no space for what it writes, or it may not write.
     """
     where = ("-C", str(folder)) if folder else ()
     command = ["git", *_STALLED, *where, *map(str, arguments)]
@@ -64,8 +81,19 @@ def git(
     except subprocess.TimeoutExpired:
         raise GitError(f"it did not answer within {timeout:g} s") from None
     if done.returncode != 0:
-        raise GitError(complaint(done.stderr))
+        raise failure(done.stderr, folder)
     return done.stdout
+
+
+def failure(said: str, folder: Path | None) -> GitError | StorageError:
+    """What git's words to standard error mean."""
+    storage = _STORAGE.search(said)
+    if storage:
+        return StorageError(
+            f"git cannot write in {folder or 'a folder'}: {storage.group().lower()}",
+            fix="free some space there, or point SLIPWAY_ROOT at a folder that has it",
+        )
+    return GitError(complaint(said))
 
 
 def environment() -> dict[str, str]:

@@ -19,6 +19,7 @@ from provision.releases import Catalogue, Release
 State = Literal["ok", "note", "missing", "wrong"]
 
 _GIGABYTE = 10**9
+_GIT = SpecifierSet(">=2.31")  # which is told by the environment where to clone from
 _CUDA_SITE = "https://developer.nvidia.com/cuda-toolkit-archive"
 _TENSORRT_SITE = "https://developer.nvidia.com/tensorrt"
 
@@ -94,9 +95,11 @@ def _machine(release: Release, host: Host, catalogue: Catalogue) -> Iterator[Row
 def _tools(release: Release, host: Host, *, gpu: bool) -> Iterator[Row]:
     for name in ("g++", "gcc"):
         yield _compiler(name, release, host, host.gpu.cuda if gpu else None)
-    for name in ("git", "make"):
-        tool = host.tools.get(name)
-        yield _row(name, bool(tool), tool.version if tool else "", "any", f"install {name}")
+    git, make = host.tools.get("git"), host.tools.get("make")
+    recent = bool(git and _in(git.version, _GIT))
+    how = f"install a git {_said(_GIT)}"
+    yield _row("git", recent, git.version if git else "", _said(_GIT), how)
+    yield _row("make", bool(make), make.version if make else "", "any", "install make")
     ccache = host.tools.get("ccache")
     why = "install ccache, and a second build takes an eighth of the time"
     yield _row("ccache", bool(ccache), ccache.version if ccache else "none", "", why, "note")

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from provision import update_releases
-from provision.errors import DownloadError
+from provision.errors import DownloadError, StorageError
 from provision.files import write_atomically
-from provision.git import GitError, complaint, environment, git
+from provision.git import GitError, environment, failure, git
 from provision.mirror import Mirror, Pin, branch, is_read, missing, place, repository_url, tree
 
 _TRIES = 3
@@ -151,10 +151,12 @@ def _pipe(folder: Path, repository: Path, objects: Iterable[str]) -> None:
             packing.stdin.close()
         said = [process.stderr.read() for process in (packing, indexing) if process.stderr]
     if packing.returncode or indexing.returncode:
-        words = b"\n".join(said).decode(errors="replace")
+        problem = failure(b"\n".join(said).decode(errors="replace"), repository)
+        if isinstance(problem, StorageError):
+            raise problem
         raise DownloadError(
             f"{folder} cannot be copied from",
-            cause=complaint(words),
+            cause=str(problem),
             fix=f"check it with `git -C {folder} fsck`, and make that mirror anew if it complains",
         )
 

@@ -378,3 +378,44 @@ def test_only_the_memory_of_a_server_of_ours_is_cleared(layout: Layout) -> None:
         assert others.exists()
     finally:
         others.unlink()
+
+
+# Servers that can do less
+
+
+def test_a_server_that_listens_everywhere_is_started_only_when_told_so(
+    layout: Layout, installation: ServerInstallation
+) -> None:
+    everywhere = replace(installation, addresses=False)
+    with pytest.raises(UsageError, match="cannot be told the address to listen on") as caught:
+        server.start(layout, everywhere, FREE, role="temporary", bound=True)
+    assert "--host 0.0.0.0" in caught.value.fix
+    assert server_record.records(layout) == []
+
+
+def test_a_server_is_given_only_options_that_it_has(
+    layout: Layout, installation: ServerInstallation
+) -> None:
+    record = ServerRecord(
+        id="a",
+        role="serve",
+        installation="x",
+        host="127.0.0.1",
+        http=1,
+        grpc=2,
+        metrics=3,
+        repository=str(layout.models),
+        log="",
+        folder=str(layout.root),
+        where="",
+    )
+    agents = installation.backends.parent / "repoagents"
+    small = replace(installation, addresses=False, grpc=False, agents=agents)
+    line = " ".join(server.command(small, record))
+    assert "--http-port=1" in line
+    assert "address" not in line
+    assert "grpc" not in line
+    assert "--repoagent-directory=" in line
+    whole = " ".join(server.command(installation, record))
+    assert whole.count("-address=127.0.0.1") == 3
+    assert "--grpc-port=2" in whole

@@ -17,10 +17,27 @@ from pathlib import Path
 
 import pytest
 from test_repository import check_whole, install_small, small_onnx
+from upstream import Upstream
 
 from provision import failures
+from provision.errors import StorageError
 from provision.layout import REPOSITORY, Layout
 
+# The job that brings sources, with the facts of the repositories in small.
+FETCH = """
+import sys
+from pathlib import Path
+from provision import failures, layout, releases
+from provision.fetch_sources import fetch
+from provision.sources import wanted
+releases.FACTS, releases.LOCK = Path(sys.argv[1]), Path(sys.argv[2])
+def main():
+    features = frozenset({"server", "http", "metrics", "checksum"})
+    takes = wanted(releases.release("99.01"), releases.catalogue(), features)
+    fetch(layout.Layout.from_environment(), takes, sys.argv[3], what="a test")
+    return 0
+sys.exit(failures.run(main, None))
+"""
 DEPLOY = (sys.executable, "-m", "pipeline", "deploy", "squeezenet1_1", "--weights", "random:1")
 
 
@@ -226,3 +243,17 @@ def test_mount_is_seen_by_nobody_else(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left") as caught:
             (mount.inside / "file").write_bytes(bytes(1 << 20))
         assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_ends_the_fetching_of_sources_and_space_lets_it_go_on(tmp_path: Path) -> None:
+    upstream = Upstream.create(tmp_path / "upstream")
+    facts = upstream.facts(tmp_path / "facts")
+    with mounted(tmp_path / "disk", "size=400k") as disk:
+        command = (sys.executable, "-c", FETCH, *facts, upstream.folder)
+        full = disk.run(*command)
+        assert full.returncode == StorageError.exit_code, full.stderr
+        assert "no space left on device" in full.stderr
+        assert "SLIPWAY_ROOT" in full.stderr
+        disk.run("mount", "-o", "remount,size=20m", disk.path).check_returncode()
+        done = disk.run(*command)
+        assert done.returncode == 0, done.stderr
