@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
     # A root of its own, so that nothing that is installed or built is touched.
     apart = Layout(work)
     work.mkdir(parents=True)
+    layout.vendor.mkdir(parents=True, exist_ok=True)
     (work / "vendor").symlink_to(layout.vendor)
     kept = os.environ.get("CCACHE_DIR")
     os.environ["CCACHE_DIR"] = str(work / "ccache")

@@ -147,10 +147,8 @@ def _add_serve(jobs: Jobs) -> None:
 def _add_server(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--server",
-        default="embedded",
         choices=("embedded", "built"),
-        help="which Triton to start: the embedded one, or that of `nox -s build_server` "
-        "(default: %(default)s)",
+        help="which Triton: the embedded one (the default), or that of `nox -s build_server`",
     )
 
 

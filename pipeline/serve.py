@@ -28,7 +28,7 @@ _LOADING_SECONDS = 180
 
 
 def serve(
-    layout: Layout, options: server.ServeOptions, *, detach: bool, which: Which = "embedded"
+    layout: Layout, options: server.ServeOptions, *, detach: bool, which: Which | None = None
 ) -> None:
     """Start the server on what is deployed; stay with it until Ctrl-C unless detached.
 
@@ -175,6 +175,7 @@ def _state(entry: dict[str, str]) -> str:
 def _show(record: server_record.ServerRecord) -> None:
     say(f"{record.installation}, process {record.pid}")
     say(f"HTTP     http://{record.url}")
-    say(f"gRPC     {record.host}:{record.grpc}")
+    if record.grpc:
+        say(f"gRPC     {record.host}:{record.grpc}")
     say(f"metrics  http://{record.host}:{record.metrics}/metrics")
     say(f"log      {record.log}")

@@ -108,13 +108,14 @@ def start(
     if not installation.addresses and options.host != EVERYWHERE:
         raise UsageError(
             f"{installation.name} cannot be told the address to listen on, and listens on all",
-            fix=f"if everybody who reaches this host may ask it, say so: --host {EVERYWHERE}",
+            fix="if everybody who reaches this host may ask it, start it with "
+            f"`nox -s serve -- --server built --host {EVERYWHERE} --detach`",
         )
     with in_turn(layout, role):
         clear_leftovers(layout)
         if role == "serve":
             refuse_second(layout)
-        chosen = _ports(options)
+        chosen = _ports(options, grpc=installation.grpc)
         record = ServerRecord(
             id=uuid.uuid4().hex[:12],
             role=role,
@@ -314,16 +315,17 @@ def _start_failure(log: Path, what: str) -> ServerStartError | ModelLoadError:
     )
 
 
-def _ports(options: ServeOptions) -> ServeOptions:
+def _ports(options: ServeOptions, *, grpc: bool) -> ServeOptions:
     """The options with real ports: given ones are tried, zeros are replaced by free ones.
 
-    A host's name is replaced by its address.
+    A host's name is replaced by its address; a server without gRPC keeps 0 for its port.
 
     Raises:
         PortInUseError: A given one is taken.
         UsageError: The address is not one of this host's, or two ports are the same.
     """
-    wanted = {"http": options.http, "grpc": options.grpc, "metrics": options.metrics}
+    wanted = {"http": options.http, "metrics": options.metrics}
+    wanted |= {"grpc": options.grpc} if grpc else {}
     if not options.host:  # which would be every address to the kernel
         raise UsageError("the address to listen on is empty", fix="give one, such as 127.0.0.1")
     given = [port for port in wanted.values() if port]
@@ -351,4 +353,4 @@ def _ports(options: ServeOptions) -> ServeOptions:
                 ) from None
             # As a number: Triton takes a name without a word for an address that nobody has.
             host, chosen[name] = listener.getsockname()
-    return replace(options, host=host, **chosen)
+    return replace(options, host=host, **{"grpc": 0, **chosen})

@@ -38,7 +38,7 @@ class ServerRecord:
         installation: Which Triton it is.
         host: Where it listens.
         http: Its HTTP port.
-        grpc: Its gRPC port.
+        grpc: Its gRPC port; 0 for a server without one.
         metrics: Its metrics port.
         repository: The model repository that it serves.
         log: Its log file.

@@ -49,7 +49,7 @@ class SmokeRequest:
         expected: The label that each of `images` must get; empty, or one each.
         report: The folder for the report.
         command: How this test was started, for the report.
-        which: The server to start, where one has to be started.
+        which: The server to test, if it has to be a certain one.
     """
 
     model: str
@@ -58,7 +58,7 @@ class SmokeRequest:
     expected: tuple[str, ...] = ()
     report: Path = Path("report")
     command: str = "nox -s smoke"
-    which: Which = "embedded"
+    which: Which | None = None
 
 
 def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
@@ -74,6 +74,8 @@ def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
             f"there are {len(request.images)} images and {len(request.expected)} expected labels",
             fix="give --expect once for each --image, or not at all",
         )
+    if request.url is not None and request.which:
+        raise UsageError("both a server and an address are named", fix="give --server or --url")
     started = datetime.datetime.now(datetime.timezone.utc)
     begun = time.monotonic()
     # First, for a file that is no image should not cost a deploy.
@@ -168,14 +170,20 @@ def _manifest(layout: Layout, request: SmokeRequest) -> Manifest | None:
 @contextlib.contextmanager
 def _server(layout: Layout, request: SmokeRequest) -> Iterator[tuple[str, str, bool]]:
     """The URL of the server to ask, why that one, and whether nobody else asks it."""
-    record = None if request.url is not None else server_record.awaited(layout)
     if request.url is not None:
         yield request.url, "named with --url", False
-    elif record:
+        return
+    record = server_record.awaited(layout)
+    installation = (
+        None if record and not request.which else server_installation(layout, request.which)
+    )
+    if record and (installation is None or record.installation == installation.name):
         yield record.url, "ours, which runs already", False
-    else:
-        with server.temporary(layout, server_installation(layout, request.which)) as started:
-            yield started.url, "started for this test, since none was named and none runs", True
+        return
+    assert installation  # noqa: S101 - it is None only where a server runs
+    other = f"{record.installation} runs" if record else "none runs"
+    with server.temporary(layout, installation) as started:
+        yield started.url, f"started for this test, since none was named and {other}", True
 
 
 def _preprocessing(client: TritonClient, model: str, manifest: Manifest | None) -> Preprocessing:

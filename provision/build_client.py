@@ -8,6 +8,7 @@ from the host; it is done in a minute or two.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def build_client(layout: Layout, release: str, *, gpu: bool, grpc: bool, how: Ho
     """
     check_root(layout)
     with only_build(layout, "the client"):
-        found = examine(layout, release, gpu=gpu, needs=("client",))
+        needs = ("client", "examples") if grpc else ("client",)
+        found = examine(layout, release, gpu=gpu, needs=needs)
         form = {"client", "grpc"} if grpc else {"client_http"}
         features = frozenset({*form, "gpu"} if gpu else form)
         return prepare(_ClientBuild, layout, found, features, how).run(clean=how.clean)
@@ -146,7 +148,8 @@ class _ClientBuild(Build):
                     log=self.log,
                 )
             folders = [staging / "lib", staging / "lib64", *map(Path, manifest.libraries)]
-            check_libraries(staging, {"LD_LIBRARY_PATH": ":".join(map(str, folders))}, log)
+            path = [*map(str, folders), os.environ.get("LD_LIBRARY_PATH", "")]
+            check_libraries(staging, {"LD_LIBRARY_PATH": ":".join(filter(None, path))}, log)
             version = self._try_wheel(staging / "python" / self._best(wheels))
             trying.detail = f"{', '.join(libraries)}; {version} imports tritonclient.http"
         return {"libraries": libraries, "wheels": wheels, "imported": version}

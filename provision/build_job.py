@@ -12,30 +12,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from provision import build_log, build_python, build_tree, cmake, toolchain
+from provision import build_log, build_python, build_tree, cmake, processes, toolchain
 from provision.build_manifest import BuildManifest, digests, write_bill
 from provision.build_tree import BuildTree
 from provision.console import say, step, warn
 from provision.doctor import Diagnosis, diagnose
-from provision.errors import HostError, UsageError
+from provision.errors import BuildError, BusyError, HostError, UsageError
 from provision.fetch_sources import fetch, mirror_of, verify_archives
-from provision.files import fsync_tree, lock, put_folder
+from provision.files import fsync_tree, lock, put_folder, sha256, write_atomically
 from provision.host import Host
 from provision.layout import Layout
 from provision.mirror import Pin
 from provision.options import How
 from provision.plan import Plan, make_plan
-from provision.reading import output
+from provision.reading import output, text
 from provision.releases import catalogue
-from provision.requirements import jobs
+from provision.requirements import Row, jobs
 from provision.sources import Survey
+from provision.troubles import INCLUDES, arising
 
 # Triton's build writes paths into shell scripts as they are.
 _PLAIN = re.compile(r"[\w./+@-]+")
 # What a build brings by itself, so that its lack is no hindrance.
 _BROUGHT = frozenset({"cmake"})
-# What differs from one run to the next and decides nothing.
+# What may differ from one run to the next and decides nothing: who builds where, where git finds
+# the mirror, and whether a compiler's result is kept.
 _PASSING = frozenset({"HOME", "LOGNAME", "PATH", "TERM", "TMPDIR", "USER"})
+_PASSING_KINDS = ("CCACHE_", "GIT_CONFIG_", "CMAKE_C_COMPILER_L", "CMAKE_CXX_COMPILER_L")
 
 
 class Build:
@@ -64,6 +67,7 @@ class Build:
         self.log = layout.logs / f"build-{self.what}-{plan.release.name}.log"
         self.target = layout.triton / self.what
         self.versions = _versions(host, plan)
+        self.troubles = tuple(arising(plan.release.name, plan.features, plan.tools))
         self.toolchain = toolchain.toolchain(
             plan.troubles, tools, {**self._overrides(), **self.cmake_variables()}
         )
@@ -107,7 +111,13 @@ class Build:
             "arguments": list(self.arguments()),
             "toolchain": self.toolchain,
             "tools": dict(self.versions),
-            "environment": {n: v for n, v in sorted(self.variables.items()) if n not in _PASSING},
+            "environment": {n: v for n, v in sorted(self.variables.items()) if not _passes(n)},
+            "skipped submodules": list(self.survey.skipped),
+            "antidotes": {
+                file: sha256(INCLUDES / file)
+                for trouble in self.plan.troubles
+                for file in trouble.includes.values()
+            },
         }
 
     def run(self, *, clean: bool) -> BuildManifest:
@@ -120,6 +130,7 @@ class Build:
                 say(f"nothing to do: it is in {self.target}, built {installed.created}")
                 return installed
             warn(f"{len(altered)} installed files were altered, such as {altered[0]}")
+        self._refuse_running()
         begun = time.monotonic()
         self.make(clean=clean)
         return self._install(stamp, begun)
@@ -127,14 +138,18 @@ class Build:
     def make(self, *, clean: bool) -> None:
         """Ready the tree and build in it, up to the staging folder."""
         if clean:
-            shutil.rmtree(self.tree.folder, ignore_errors=True)
+            self.tree.forget()
         with step(f"Ready the build tree {self.tree.folder}") as readying:
             readying.detail = self.tree.begin(self.ingredients())
             self.tree.started()
             self._fill()
         self.log.unlink(missing_ok=True)
         shutil.rmtree(self.tree.staging, ignore_errors=True)  # build.py copies into what is there
-        self.compile()
+        try:
+            self.compile()
+        except BuildError:
+            self.tree.ended()  # by itself: whatever was being written is whole, or removed
+            raise
         self.tree.ended()
 
     def execute(
@@ -150,6 +165,7 @@ class Build:
                 scratch=self.tree.scratch,
                 variables=self.variables,
                 log=self.log,
+                troubles=self.troubles,
                 progress=running.progress,
             )
 
@@ -176,8 +192,8 @@ class Build:
             seeded.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(there, seeded)
         self.tree.scratch.mkdir(exist_ok=True)
-        if not self.tree.toolchain_file.is_file():  # a newer one makes CMake configure anew
-            self.tree.toolchain_file.write_text(self.toolchain)
+        if text(self.tree.toolchain_file) != self.toolchain:  # a newer one has all configured anew
+            write_atomically(self.tree.toolchain_file, self.toolchain)
         self.fill()
 
     def _install(self, stamp: str, begun: float) -> BuildManifest:
@@ -209,12 +225,22 @@ class Build:
             seconds=round(time.monotonic() - begun, 1),
         )
         manifest.write(staging)
+        self._refuse_running()
         self.target.parent.mkdir(parents=True, exist_ok=True)
         fsync_tree(staging)
         put_folder(staging, self.target, exchange=False)
         shutil.rmtree(staging, ignore_errors=True)
         say(f"✓ Triton's {self.what} {manifest.triton} is in {self.target}", style="bold green")
         return manifest
+
+    def _refuse_running(self) -> None:
+        """Make sure that nothing runs from where this is installed: it would find other files."""
+        running = processes.running_from(self.target)
+        if running:
+            raise BusyError(
+                f"process {running[0].pid} runs from {self.target}, which is to be replaced",
+                fix="end it (`nox -s stop`), then run the same again; what is built is kept",
+            )
 
     def _commits(self) -> dict[str, str]:
         """The commits in an order that is always the same."""
@@ -270,11 +296,14 @@ def examine(layout: Layout, release: str, *, gpu: bool, needs: Sequence[str]) ->
     found = diagnose(layout, release, gpu=gpu)
     chosen = found.choice.release
     say(f"Triton {chosen.triton} ({chosen.name}): {found.choice.reason}", style="bold")
-    hindrances = [
-        row
-        for row in found.rows
-        if row.hinders and row.name not in _BROUGHT and (not row.only or row.only in needs)
-    ]
+    if chosen.missing:
+        raise HostError(
+            f"{chosen.name} cannot be built by Slipway: of it is not known: "
+            f"{', '.join(chosen.missing)}",
+            fix="take a release that is known whole; an unknown name, such as `--release ?`, has "
+            "them listed",
+        )
+    hindrances = [row for row in found.rows if _hinders(row, needs)]
     if hindrances:
         told = [f"{row.name}: {row.found or 'none'} ({row.needed or 'any'})" for row in hindrances]
         raise HostError(
@@ -284,6 +313,13 @@ def examine(layout: Layout, release: str, *, gpu: bool, needs: Sequence[str]) ->
             "--install it adds the distribution's packages",
         )
     return found
+
+
+def _hinders(row: Row, needs: Sequence[str]) -> bool:
+    """Whether a row of `doctor` keeps a build with these needs from succeeding."""
+    if row.only and row.only not in needs:
+        return False
+    return row.name not in _BROUGHT and (row.hinders or row.only == "examples")
 
 
 def check_root(layout: Layout) -> None:
@@ -309,6 +345,10 @@ def only_build(layout: Layout, what: str) -> Iterator[None]:
     """
     with lock(layout.run / "build.lock", holder=f"building {what}"):
         yield
+
+
+def _passes(variable: str) -> bool:
+    return variable in _PASSING or variable.startswith((*_PASSING_KINDS, "CMAKE_CUDA_COMPILER_L"))
 
 
 def _versions(host: Host, plan: Plan) -> dict[str, str]:

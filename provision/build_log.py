@@ -9,7 +9,7 @@ from pathlib import Path
 
 from provision import processes
 from provision.errors import BuildError
-from provision.troubles import recognized
+from provision.troubles import Trouble, recognized
 
 # The first error counts: what follows is mostly its consequence.
 _ERRORS = (
@@ -79,6 +79,7 @@ def run(
     scratch: Path,
     variables: Mapping[str, str],
     log: Path,
+    troubles: Sequence[Trouble],
     progress: Callable[[str], None],
 ) -> None:
     """Run a part of a build to its end.
@@ -90,6 +91,7 @@ def run(
         scratch: The build folder, to tell the phases by.
         variables: Its environment.
         log: The file that all its output is added to.
+        troubles: The known troubles that there may be.
         progress: Told what is being done.
 
     Raises:
@@ -110,18 +112,32 @@ def run(
     with log.open(errors="replace") as file:
         file.seek(start)
         lines = file.read().splitlines()
-    raise failure(what, code, lines, scratch, log)
+    raise failure(what, code, lines, scratch=scratch, log=log, troubles=troubles)
 
 
-def failure(what: str, code: int, lines: Sequence[str], scratch: Path, log: Path) -> BuildError:
-    """The error that a failed build's output tells of."""
+def failure(
+    what: str,
+    code: int,
+    lines: Sequence[str],
+    *,
+    scratch: Path,
+    log: Path,
+    troubles: Sequence[Trouble],
+) -> BuildError:
+    """The error that a failed build's output tells of.
+
+    A trouble that says what to do, such as a full disk, is looked for in all of the output; the
+    others in the first error alone, for their words may be said by the way, too.
+    """
     first = first_error(lines, scratch)
     if first is None:
         last = "\n".join(f"    {line}" for line in lines[-_CONTEXT_LINES * 2 :])
         return BuildError(
             f"{what} failed with exit code {code}; its last words:\n{last}", fix=_FIX, log=log
         )
-    known = next(recognized(first.text), None) or next(recognized("\n".join(lines)), None)
+    advising = [trouble for trouble in troubles if trouble.fix]
+    found = [*recognized(first.text, troubles), *recognized("\n".join(lines), advising)]
+    known = found[0] if found else None
     cause, fix = "", _FIX
     if known:
         cause = known.reason + (f" ({known.link})" if known.link else "")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from provision import processes
-from provision.errors import DownloadError
+from provision.errors import DownloadError, StorageError
 from provision.files import fresh_folder, write_atomically
-from provision.git import GitError, environment, git
+from provision.git import GitError, command, environment, failure, git
 from provision.mirror import Mirror, Pin
 
 MARK = "SLIPWAY_BUILD"
@@ -29,6 +29,8 @@ _STATE = "slipway.json"
 _TORN_SECONDS = 20
 _IN_A_CLONE = ("build", "install")
 _ELF = b"\x7fELF"
+# The stamps of ExternalProject's steps after the download and its patch, which are not repeated.
+_MARKS = re.compile(r"[^/]*-stamp/.*-(configure|build|install|done)|CMakeFiles/.*-complete")
 _OUTPUTS = re.compile(r".*\.(o|obj|a|d|gch|cubin|ptx|fatbin|whl|pb\.cc|pb\.h|so(\.\d+)*)")
 
 
@@ -88,6 +90,12 @@ class BuildTree:
         if before:
             return f"clean, since another {', '.join(changed)} is asked for than it was made from"
         return "clean, since it is not known what it was made from" if there else "clean"
+
+    def forget(self) -> None:
+        """Remove it, its state first, so that half of it is never taken for the whole."""
+        processes.kill_marked(MARK, str(self.folder))
+        (self.folder / _STATE).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def started(self) -> None:
         """Note that something is at work in it."""
@@ -163,9 +171,12 @@ def clone(pin: Pin, folder: Path, variables: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode != 0:
+        problem = failure(done.stderr, staged)
+        if isinstance(problem, StorageError):
+            raise problem
         raise DownloadError(
             f"{pin} cannot be cloned from the mirror",
-            cause=done.stderr.strip(),
+            cause=str(problem),
             fix="remove its repository from transit/mirror, and run the same command again",
         )
     staged.rename(folder)
@@ -175,18 +186,23 @@ def discard_torn(scratch: Path) -> int:
     """Remove the outputs that were written last before a build was killed; how many there were.
 
     `make` takes a file for good that is newer than what it is made from, and a compiler that is
-    killed by SIGKILL leaves half of one.
+    killed by SIGKILL leaves half of one. With them go the marks of CMake's external projects that
+    say that a project is configured, built or installed: without its mark its files are made again.
     """
-    outputs = [(path, path.stat().st_mtime) for path in _outputs(scratch)]
-    last = max((time for _, time in outputs), default=0.0)
-    torn = [path for path, time in outputs if time > last - _TORN_SECONDS]
-    for path in torn:
+    found = [(path, path.stat().st_mtime) for path in _written(scratch)]
+    last = max((time for _, time in found), default=0.0)
+    recent = [path for path, time in found if time > last - _TORN_SECONDS]
+    for path in recent:
         path.unlink(missing_ok=True)
-    return len(torn)
+    return sum(not _is_mark(path) for path in recent)
 
 
-def _outputs(scratch: Path) -> Iterator[Path]:
-    """What compilers, linkers and generators have written: by its name, or being a program.
+def _is_mark(path: Path) -> bool:
+    return bool(_MARKS.fullmatch(f"{path.parent.name}/{path.name}"))
+
+
+def _written(scratch: Path) -> Iterator[Path]:
+    """What compilers, linkers and generators have written, by its name or being a program; marks.
 
     A clone holds files of such names that nobody would write again; in one, only what build.py puts
     there is looked at.
@@ -199,7 +215,8 @@ def _outputs(scratch: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if path.is_symlink():
                 continue
-            if _OUTPUTS.fullmatch(name) or ("." not in name and _is_program(path)):
+            output = _OUTPUTS.fullmatch(name) or ("." not in name and _is_program(path))
+            if output or _is_mark(path):
                 yield path
 
 
@@ -211,7 +228,7 @@ def _is_program(path: Path) -> bool:
 
 def _extract(repository: Path, commit: str, without: tuple[str, ...], folder: Path) -> None:
     paths = [".", *(f":(exclude){name}" for name in without)]
-    archive = ["git", "-C", str(repository), "archive", "--format=tar", commit, "--", *paths]
+    archive = command("archive", "--format=tar", commit, "--", *paths, folder=repository)
     try:
         git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", folder=repository)
     except GitError as error:
@@ -231,7 +248,10 @@ def _extract(repository: Path, commit: str, without: tuple[str, ...], folder: Pa
         packing.stdout.close()
         _, said = unpacking.communicate()
     if packing.returncode or unpacking.returncode:
-        raise _cannot_give(repository, commit, said.strip())
+        problem = failure(said, folder)
+        if isinstance(problem, StorageError):
+            raise problem
+        raise _cannot_give(repository, commit, str(problem))
 
 
 def _cannot_give(repository: Path, commit: str, cause: str) -> DownloadError:

@@ -151,6 +151,7 @@ def _needs(operation: Operation, program: str) -> bool:
 def _show(found: Diagnosis) -> None:
     release = found.choice.release
     say(f"Triton {release.triton} ({release.name}): {found.choice.reason}", style="bold")
+    say(f"{release.proved}", style="dim")
     if release.missing:
         say(f"! what is not known of it: {', '.join(release.missing)}", style="yellow")
     table = Table(box=None, pad_edge=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import requests
 
+from provision import interruption
 from provision.errors import DownloadError
 from provision.files import fsync_folder, sha256
 
@@ -103,6 +104,7 @@ def _go_on(url: str, part: Path, progress: Callable[[str], None]) -> None:
         length = int(answer.headers.get("Content-Length") or 0)
         with part.open("ab" if goes_on else "wb") as file:
             for block in answer.iter_content(_BLOCK_BYTES):
+                interruption.check()
                 file.write(block)
                 progress(f"{url.rpartition('/')[2]}, {file.tell() >> 20} MiB")
             if length and file.tell() < length + (have if goes_on else 0):

@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from provision import interruption
 from provision.console import say, step, warn
 from provision.doctor import diagnose
 from provision.download import download
 from provision.errors import DownloadError, SlipwayError, UsageError
 from provision.files import lock, sha256
+from provision.host import Host
 from provision.layout import Layout
 from provision.mirror import Mirror, Pin
 from provision.options import add_mirror, add_release, add_server, remarks, server, server_features
-from provision.plan import make_plan
-from provision.releases import Source
-from provision.sources import Survey, Wanted, survey
+from provision.releases import Release, Source, catalogue
+from provision.sources import Survey, Wanted, survey, wanted
 from provision.transfer import bring, source
+from provision.troubles import arising, possible
 
 _AT_ONCE = 8
 
@@ -41,14 +43,14 @@ def mirror_of(layout: Layout) -> Mirror:
     return Mirror(layout.transit / "mirror")
 
 
-def fetch(layout: Layout, wanted: Wanted, base: str | None = None, *, what: str) -> Survey:
+def fetch(layout: Layout, takes: Wanted, base: str | None = None, *, what: str) -> Survey:
     """Bring whatever of it is missing into the mirror, several things at once.
 
     What has come stays, whatever fails; the next attempt goes on from there.
 
     Args:
         layout: Where.
-        wanted: What a build takes.
+        takes: What a build takes.
         base: Another mirror to take everything from: a folder or an address.
         what: What it is for, for people.
 
@@ -71,7 +73,7 @@ def fetch(layout: Layout, wanted: Wanted, base: str | None = None, *, what: str)
     ):
         brought = 0
         failed: dict[str, SlipwayError] = {}
-        while not (found := survey(mirror, wanted)).complete:
+        while not (found := survey(mirror, takes)).complete:
             tasks = [*_repositories(mirror, found.missing, base)]
             tasks += _archives(mirror, found.archives, base, fetching.progress)
             tasks = [task for task in tasks if task.name not in failed]
@@ -79,7 +81,7 @@ def fetch(layout: Layout, wanted: Wanted, base: str | None = None, *, what: str)
                 raise _together(failed)
             failed |= _do(tasks, fetching.progress)
             brought += len(tasks)
-        size = len(found.commits) + len(wanted.archives)
+        size = len(found.commits) + len(takes.archives)
         fetching.detail = f"{size} commits and archives, of which {brought or 'none'} came now"
     for pin, commit in found.commits.items():
         if not pin.commit:
@@ -155,7 +157,8 @@ def _do(tasks: list[_Task], progress: Callable[[str], None]) -> dict[str, Slipwa
                 else:
                     future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            interruption.ask()  # what runs in the other threads ends soon, and is not tried again
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
     return failed
 
@@ -178,10 +181,42 @@ def main(arguments: list[str]) -> int:
     for remark in remarks(release, chosen):
         say(f"- {remark}")
     features = server_features(release, chosen) | {"client" if chosen.grpc else "client_http"}
-    plan = make_plan(found.host, release, features)
-    fetch(layout, plan.wanted, options.mirror, what=release.name)
+    left_out = set() if options.for_other_hosts else _on_host(found.host, release, features)
+    takes = for_any_host(release, features, on_host=left_out)
+    fetch(layout, takes, options.mirror, what=release.name)
+    if left_out:
+        say(
+            f"left out, since this host has it: {', '.join(sorted(left_out))}; a host that has not "
+            "needs its archive, too: --for-other-hosts"
+        )
     say(f"all in {mirror_of(layout).folder}; builds take it from there")
     return 0
+
+
+def for_any_host(
+    release: Release, features: frozenset[str], *, on_host: Iterable[str] = ()
+) -> Wanted:
+    """What a build takes on one host or another, whatever troubles it has there.
+
+    Args:
+        release: What is built.
+        features: What is built in.
+        on_host: What is taken from the host instead of an archive, such as "boost".
+    """
+    takes = wanted(release, catalogue(), features, on_host=on_host)
+    others = [
+        Pin(source.git, source.ref, source.commit)
+        for trouble in possible(release.name, features)
+        for source in trouble.sources.values()
+    ]
+    return Wanted((*takes.pins, *others), takes.archives)
+
+
+def _on_host(host: Host, release: Release, features: frozenset[str]) -> set[str]:
+    """What this host has itself of what archives bring."""
+    has = {"boost": host.boost} if host.boost else {}
+    found = arising(release.name, features, has)
+    return {name for trouble in found for name in trouble.when if trouble.includes}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -193,4 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     add_release(parser)
     add_mirror(parser)
     add_server(parser)
+    parser.add_argument(
+        "--for-other-hosts",
+        action="store_true",
+        help="also what this host has itself and another may lack: Boost's archive",
+    )
     return parser

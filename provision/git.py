@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from provision import processes
 from provision.errors import DownloadError, StorageError
 
-# A connection over which nothing comes for a minute is given up.
+# Repositories may be somebody else's, as in a mirror that was carried here: commits are told by
+# their content. A connection over which nothing comes for a minute is given up.
 # https://git-scm.com/docs/git-config#Documentation/git-config.txt-httplowSpeedLimit
-_STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
+_SETTINGS = ("safe.directory=*", "http.lowSpeedLimit=1000", "http.lowSpeedTime=60")
 
 
 _STORAGE = re.compile("No space left on device|Disk quota exceeded|Read-only file system")
@@ -65,11 +67,9 @@ def git(
         GitError: It failed, or did not end in time.
         StorageError: There is no space for what it writes, or it may not write.
     """
-    where = ("-C", str(folder)) if folder else ()
-    command = ["git", *_STALLED, *where, *map(str, arguments)]
     try:
         done = subprocess.run(
-            command,
+            command(*arguments, folder=folder),
             env=environment(),
             input=stdin if stdin is not None else "",
             capture_output=True,
@@ -94,6 +94,13 @@ def failure(said: str, folder: Path | None) -> GitError | StorageError:
             fix="free some space there, or point SLIPWAY_ROOT at a folder that has it",
         )
     return GitError(complaint(said))
+
+
+def command(*arguments: str | Path, folder: Path | None = None) -> list[str]:
+    """The command line of a git of ours, which ends with this process."""
+    where = ("-C", str(folder)) if folder else ()
+    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    return processes.bound_to_us(["git", *settings, *where, *map(str, arguments)])
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,6 @@ from provision.errors import DownloadError
 from provision.git import GitError, git
 
 _ADDRESS = re.compile(r"(?:https?|git|ssh)://(?:[^/@]*@)?([^/:]+)(?::\d+)?/(.+)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LINK_MODE = "160000"  # of a submodule: https://git-scm.com/docs/gitsubmodules
 
 
@@ -127,7 +126,9 @@ class Mirror:
         ]
         found += [("protocol.allow", "never"), ("protocol.file.allow", "always")]
         found += [(f"submodule.{name}.update", "none") for name in skipped]
-        return [*found, ("advice.detachedHead", "false")]
+        # A mirror may have been copied by somebody else; its commits are told by their content.
+        found += [("safe.directory", "*"), ("advice.detachedHead", "false")]
+        return found
 
 
 def place(url: str) -> str:
@@ -150,11 +151,6 @@ def repository_url(url: str) -> str:
 def branch(commit: str) -> str:
     """The branch that keeps a commit, so that a clone without depth brings it along."""
     return f"refs/heads/slipway-{commit[:12]}"
-
-
-def is_commit(ref: str) -> bool:
-    """Whether a ref is a commit itself."""
-    return bool(_COMMIT.fullmatch(ref))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,16 @@ def kill_marked(variable: str, value: str) -> int:
     return len(victims)
 
 
+def running_from(folder: Path) -> list[psutil.Process]:
+    """The processes whose program is a file below a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.exe()).is_relative_to(folder.resolve()):
+                found.append(process)
+    return found
+
+
 def listener(port: int) -> str:
     """Who listens on a TCP port, in words; one of another user where the kernel will not say."""
     with contextlib.suppress(psutil.Error):

@@ -121,6 +121,11 @@ class Proof:
     date: str = ""
     host: str = ""
 
+    def __str__(self) -> str:
+        if self.state == "declared":
+            return "nobody has built it with Slipway yet"
+        return f"{self.state} with Slipway on {self.date}: {self.host}"
+
 
 @dataclass(frozen=True)
 class Release:

@@ -36,7 +36,8 @@ class Row:
         needed: What there has to be; empty where anything will do.
         fix: What to do about it.
         package: The distribution's package that brings it, where that is certain.
-        only: The kind of build that needs it, where not all do: server, client or tensorrt.
+        only: The kind of build that needs it, where not all do: server, client, examples (of the
+            client, in the recipe's form) or tensorrt.
     """
 
     name: str
@@ -235,7 +236,8 @@ def _packages(release: Release, host: Host) -> Iterator[Row]:
         yield row if both else replace(row, only=kind)
     absent = [name for name in packages.examples if name not in host.packages]
     if absent:
-        yield Row("examples", "note", "", "", f"the client's examples need {', '.join(absent)}")
+        why = f"the client's examples need {', '.join(absent)}"
+        yield Row("examples", "note", "", "", why, only="examples")
 
 
 def _row(

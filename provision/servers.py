@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from provision import built_server, embedded_server
 from provision.console import say
@@ -10,11 +10,14 @@ from provision.installation import ServerInstallation
 from provision.layout import Layout
 
 Which = Literal["embedded", "built"]
-CHOICES: tuple[Which, ...] = get_args(Which)
 
 
-def server_installation(layout: Layout, which: Which) -> ServerInstallation:
+def server_installation(layout: Layout, which: Which | None = None) -> ServerInstallation:
     """The server that is asked for, ready to be started; which it is, and why, is said.
+
+    Args:
+        layout: Where.
+        which: The one that was asked for; None for the default, the embedded one.
 
     Raises:
         HostError: It is not there, or does not run on this host.
@@ -23,6 +26,7 @@ def server_installation(layout: Layout, which: Which) -> ServerInstallation:
     if which == "built":
         chosen, reason = built_server.installed_server(layout), "asked for with --server built"
     else:
-        chosen, reason = embedded_server.embedded_server(layout), "the default"
+        asked = "asked for with --server embedded" if which else "the default"
+        chosen, reason = embedded_server.embedded_server(layout), asked
     say(f"{chosen.name}: {reason}")
     return chosen

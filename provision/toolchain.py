@@ -26,6 +26,7 @@ _KEPT = (
     *("LD_LIBRARY_PATH", "BOOST_ROOT"),
 )
 _CACHE_PREFIX = "CCACHE_"
+_NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nobody listens
 # pybind11 asks for one of these, each by what it is found with.
 _PYTHON_VARIABLES = ("PYTHON_EXECUTABLE", "Python_EXECUTABLE", "Python3_EXECUTABLE")
 
@@ -105,6 +106,8 @@ def variables(
     found = {name: given[name] for name in _KEPT if name in given}
     found |= {name: value for name, value in given.items() if name.startswith(_CACHE_PREFIX)}
     found["LC_ALL"] = "C.UTF-8"  # errors are looked for in English
+    # CMake downloads by itself what nobody listed; here it cannot.
+    found |= dict.fromkeys(("http_proxy", "https_proxy", "ALL_PROXY"), _NOWHERE)
     # The user's own settings of git could lead elsewhere again.
     found |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     found |= git.variables(mirror.settings(skipped))

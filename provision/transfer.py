@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from provision import update_releases
+from provision import interruption, update_releases
 from provision.errors import DownloadError, StorageError
 from provision.files import write_atomically
-from provision.git import GitError, environment, failure, git
+from provision.git import GitError, command, environment, failure, git
 from provision.mirror import Mirror, Pin, branch, is_read, missing, place, repository_url, tree
 
 _TRIES = 3
@@ -47,13 +47,13 @@ def bring(mirror: Mirror, pin: Pin, base: str | None = None) -> str:
     Raises:
         DownloadError: It cannot be had, or is not whole, or its ref has moved.
     """
+    interruption.check()
     url = repository_url(pin.url)
     repository = mirror.repository(url)
     if not (repository / "HEAD").is_file():
         repository.parent.mkdir(parents=True, exist_ok=True)
         git("init", "--quiet", "--bare", repository)
-    for torn in repository.glob("objects/pack/tmp_*"):
-        torn.unlink(missing_ok=True)
+    _clear(repository)
     there = source(url, base)
     folder = _folder(there)
     commit = pin.commit or _resolve(there, pin)
@@ -73,6 +73,13 @@ def bring(mirror: Mirror, pin: Pin, base: str | None = None) -> str:
         git("update-ref", f"refs/tags/{pin.ref}", commit, folder=repository)
     git("symbolic-ref", "HEAD", kept, folder=repository)
     return commit
+
+
+def _clear(repository: Path) -> None:
+    """Remove what a git that was killed left: half a pack, and locks that would stop the next."""
+    left = [*repository.glob("objects/pack/tmp_*"), *repository.glob("*.lock")]
+    for path in (*left, *repository.glob("refs/**/*.lock")):
+        path.unlink(missing_ok=True)
 
 
 def _folder(there: str) -> Path | None:
@@ -124,8 +131,8 @@ def _copy(folder: Path, repository: Path, pin: Pin, commit: str) -> None:
 
 
 def _pipe(folder: Path, repository: Path, objects: Iterable[str]) -> None:
-    pack = ["git", "-C", str(folder), "pack-objects", "--quiet", "--stdout"]
-    index = ["git", "-C", str(repository), "index-pack", "--stdin"]
+    pack = command("pack-objects", "--quiet", "--stdout", folder=folder)
+    index = command("index-pack", "--stdin", folder=repository)
     settings = environment()
     with (
         subprocess.Popen(
@@ -167,6 +174,7 @@ def _fetch(there: str, repository: Path, pin: Pin, commit: str) -> None:
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(2**attempt / 2)
+        interruption.check()
         target = f"{_INCOMING}/{commit}"
         try:
             git(

@@ -7,9 +7,10 @@ includes into a project.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,32 @@ def averted(
     release: str, features: frozenset[str], tools: Mapping[str, str]
 ) -> tuple[Trouble, ...]:
     """The troubles that a build would have, and that something is injected against."""
-    return tuple(t for t in troubles() if t.averts and t.arises(release, features, tools))
+    return tuple(t for t in arising(release, features, tools) if t.averts)
 
 
-def recognized(text: str) -> Iterator[Trouble]:
-    """The troubles that a log shows."""
-    return (t for t in troubles() if t.symptom and t.symptom.search(text))
+def arising(
+    release: str, features: frozenset[str], tools: Mapping[str, str]
+) -> tuple[Trouble, ...]:
+    """The troubles that a build may have, averted or not."""
+    return tuple(t for t in troubles() if t.arises(release, features, tools))
+
+
+def possible(release: str, features: frozenset[str]) -> tuple[Trouble, ...]:
+    """The troubles that a build may have on one host or another."""
+    return tuple(
+        t for t in troubles() if dataclasses.replace(t, when={}).arises(release, features, {})
+    )
+
+
+def recognized(text: str, candidates: Iterable[Trouble] | None = None) -> Iterator[Trouble]:
+    """The troubles that a log shows.
+
+    Args:
+        text: What it says.
+        candidates: The troubles that there may be; by default all that are known.
+    """
+    known = troubles() if candidates is None else candidates
+    return (t for t in known if t.symptom and t.symptom.search(text))
 
 
 def _read(name: str, table: dict[str, Any]) -> Trouble:

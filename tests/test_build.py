@@ -21,7 +21,7 @@ from upstream import RELEASE, TRITON, Upstream, variables
 
 from provision import build_tree, host
 from provision.build_manifest import BILL, BuildManifest
-from provision.errors import BuildError, BusyError, DownloadError, UsageError
+from provision.errors import BuildError, BusyError, DownloadError, HostError, UsageError
 from provision.layout import REPOSITORY, Layout
 
 # The command line, with other facts than those of the releases.
@@ -211,7 +211,7 @@ def test_what_was_altered_is_installed_anew(built: Builder) -> None:
 
 def test_killed_again_and_again_it_goes_on(build: Builder) -> None:
     """By SIGKILL of the job alone: what it started goes on without it, until the next run."""
-    places = ("_deps", "third-party", "triton-server", "checksum")
+    places = ("_deps", "libjson.a", "third-party", "triton-server", "checksum")
     for place in places:
         job = build.start(*SERVER)
         wait_for(functools.partial(reached, build, place, job))
@@ -227,16 +227,42 @@ def test_killed_again_and_again_it_goes_on(build: Builder) -> None:
 def test_what_was_being_written_is_written_anew(tmp_path: Path) -> None:
     clone = tmp_path / "python"
     built = clone / "build"
-    built.mkdir(parents=True)
+    marks = tmp_path / "json-stamp"
+    for folder in (built / "CMakeFiles", marks):
+        folder.mkdir(parents=True)
     (clone / ".git").mkdir()
     outputs = [built / "a.cc.o", built / "libb.so.1", built / "c.pb.h", built / "program"]
-    kept = [clone / "tracked.pb.h", built / "CMakeCache.txt", built / "old.o"]
-    for path in (*outputs, *kept):
+    done = [marks / "json-install", marks / "json-build", built / "CMakeFiles" / "json-complete"]
+    kept = [clone / "tracked.pb.h", built / "CMakeCache.txt", marks / "json-patch", built / "old.o"]
+    for path in (*done, *kept):
+        path.write_bytes(b"")
+    for path in outputs:
         path.write_bytes(b"\x7fELF")
     os.utime(kept[-1], (time.time() - 60, time.time() - 60))
     assert build_tree.discard_torn(tmp_path) == len(outputs)
-    assert not any(path.exists() for path in outputs)
+    assert not any(path.exists() for path in (*outputs, *done))
     assert all(path.exists() for path in kept)
+
+
+def test_a_library_of_third_parties_that_was_just_installed_is_made_again(build: Builder) -> None:
+    """Killed within seconds of its install, its mark would say that it is there."""
+    build.upstream.release("core", "core.cc", "#error not today\n")
+    assert build(*SERVER).returncode == BuildError.exit_code
+    installed = next(build.tree.scratch.rglob("third-party/json/lib/libjson.a"))
+    state = build.tree.folder / "slipway.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "ended": False}))
+    for path in build.tree.scratch.rglob("*"):
+        os.utime(path, follow_symlinks=False)
+    again = build(*SERVER)
+    assert "going on with the one that was interrupted, without" in again.stdout
+    assert "error not today" in again.stderr.replace("#", "")
+    assert installed.is_file()
+
+
+def test_a_build_that_failed_by_itself_has_nothing_torn(changed: Builder) -> None:
+    changed.upstream.release("core", "core.cc", "#error not today\n")
+    assert changed(*SERVER).returncode == BuildError.exit_code
+    assert "as it was left" in changed(*SERVER).stdout
 
 
 def test_an_interruption_ends_the_build_in_order(build: Builder) -> None:
@@ -343,6 +369,26 @@ def test_two_at_once_under_one_root_are_refused(build: Builder) -> None:
     assert "building the client: building the server" in second.stderr
     first.send_signal(signal.SIGINT)
     first.communicate()
+
+
+def test_nothing_is_installed_under_a_server_that_runs_from_there(built: Builder) -> None:
+    program = str(built.server / "bin" / "tritonserver")
+    running = subprocess.Popen([program, "--http-port=0", "--metrics-port=0"])
+    try:
+        assert built(*SERVER).returncode == 0  # nothing is to be done
+        done = built(*SERVER, "--clean")
+    finally:
+        running.kill()
+        running.wait()
+    assert done.returncode == BusyError.exit_code
+    assert f"process {running.pid} runs from {built.server}" in done.stderr
+
+
+def test_a_release_that_is_known_in_part_is_refused() -> None:
+    command = [sys.executable, "-m", "provision", "build_server", "--release", "25.09", "--no-gpu"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == HostError.exit_code
+    assert "25.09 cannot be built by Slipway: of it is not known: the commit of" in done.stderr
 
 
 def test_a_root_with_a_blank_in_its_path_is_refused(build: Builder, tmp_path: Path) -> None:

@@ -185,6 +185,20 @@ LOG = [
 ]
 
 
+def told(lines: list[str]) -> BuildError:
+    """The failure that is made of a log."""
+    known = troubles.troubles()
+    return failure("the build", 2, lines, scratch=SCRATCH, log=Path("/log"), troubles=known)
+
+
+def test_what_a_log_says_by_the_way_is_not_taken_for_the_reason() -> None:
+    error = told(["-- Looking for arc4random_addrandom - not found", *LOG])
+    assert error.cause == ""
+    assert "arc4random" not in error.what
+    killed = told([*LOG, "g++: fatal error: Killed signal terminated program cc1plus"])
+    assert "--jobs 1" in killed.fix
+
+
 def test_the_first_error_is_told_with_its_phase() -> None:
     found = first_error(LOG, SCRATCH)
     assert found
@@ -195,13 +209,13 @@ def test_the_first_error_is_told_with_its_phase() -> None:
 
 def test_a_killed_compiler_gets_the_advice_for_it() -> None:
     line = "g++: fatal error: Killed signal terminated program cc1plus"
-    error = failure("the build", 2, [line], SCRATCH, Path("/log"))
+    error = told([line])
     assert "--jobs 1" in error.fix
     assert "for want of memory" in error.cause
 
 
 def test_a_failure_without_an_error_line_shows_the_last_words() -> None:
-    error = failure("the build", 2, ["one", "two"], SCRATCH, Path("/log"))
+    error = told(["one", "two"])
     assert "exit code 2" in error.what
     assert "two" in error.what
 

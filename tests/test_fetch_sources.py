@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +32,21 @@ from provision.sources import Survey, Wanted, survey, wanted
 Request: TypeAlias = http.server.BaseHTTPRequestHandler
 FEATURES = frozenset({"server", "http", "metrics", "checksum"})
 SERVER = f"https://github.com/{TRITON}/server.git"
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from provision import failures, layout, releases
+from provision.fetch_sources import fetch
+from provision.sources import Wanted
+releases.FACTS, releases.LOCK = Path(sys.argv[1]), Path(sys.argv[2])
+def main():
+    archives = tuple(s for s in releases.release("99.01").sources if s.url)
+    fetch(layout.Layout.from_environment(), Wanted((), archives), sys.argv[3], what="a test")
+    return 0
+sys.exit(failures.run(main, None))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +302,64 @@ def test_killed_at_work_it_goes_on_with_the_rest(
     subprocess.run(["git", "-C", names, "update-ref", "-d", f"refs/tags/r{RELEASE}"], check=True)
     assert survey(mirror_of(root), half).missing == takes.pins[:1]
     assert bring(root, takes, upstream).complete
+
+
+def test_locks_of_a_git_that_was_killed_stop_nobody(
+    root: Layout, takes: Wanted, git_daemon: str
+) -> None:
+    repository = mirror_of(root).repository(SERVER)
+    subprocess.run(["git", "init", "--quiet", "--bare", str(repository)], check=True)
+    for name in ("shallow.lock", "HEAD.lock", f"refs/tags/r{RELEASE}.lock"):
+        (repository / name).write_text("")
+    assert fetch(root, Wanted(takes.pins, ()), git_daemon, what="a test").complete
+
+
+def test_a_mirror_of_somebody_else_can_be_taken_from(
+    root: Layout, takes: Wanted, upstream: Upstream
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give files away")
+    subprocess.run(["chown", "-R", "65534", str(upstream.folder)], check=True)
+    assert bring(root, takes, upstream).complete
+
+
+def test_an_interruption_ends_downloads_at_once(
+    root: Layout, takes: Wanted, upstream: Upstream, tmp_path: Path
+) -> None:
+    """An archive that would take minutes, and Ctrl-C after its first bytes."""
+    begun = threading.Event()
+
+    def get(request: Request) -> bool:
+        if not request.path.endswith(".tar.gz"):
+            return False
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        begun.set()
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                request.wfile.write(b"." * 1000)
+            time.sleep(0.1)
+        return True
+
+    facts = upstream.facts(tmp_path / "facts")
+    with serving(upstream.folder, get) as url:
+        archives = Wanted((), takes.archives)
+        job = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, *map(str, facts), url],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "SLIPWAY_ROOT": str(root.root)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert begun.wait(30)
+        asked = time.monotonic()
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=30)
+    assert time.monotonic() - asked < 10
+    assert job.returncode == 130, said
+    assert list(mirror_of(root).folder.rglob("*.part"))
+    assert len(archives.archives) == 1
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_port_that_was_just_in_use_is_free(
         with socket.create_connection(("127.0.0.1", port)):
             accepted, _ = listener.accept()
             accepted.close()
-    assert server._ports(replace(FREE, http=port)).http == port
+    assert server._ports(replace(FREE, http=port), grpc=True).http == port
     assert installation.program.is_file()
     assert left_behind(layout) == []
 
@@ -415,6 +415,7 @@ def test_a_server_is_given_only_options_that_it_has(
     assert "--http-port=1" in line
     assert "address" not in line
     assert "grpc" not in line
+    assert server._ports(ServeOptions(http=0, grpc=1, metrics=0), grpc=False).grpc == 0
     assert "--repoagent-directory=" in line
     whole = " ".join(server.command(installation, record))
     assert whole.count("-address=127.0.0.1") == 3

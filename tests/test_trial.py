@@ -148,5 +148,5 @@ def test_what_a_built_server_can_do_is_read_off_its_manifest(tmp_path: Path) -> 
 def test_the_embedded_server_is_the_default(
     host: Layout, installation: ServerInstallation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert servers.server_installation(host, "embedded").program == installation.program
+    assert servers.server_installation(host).program == installation.program
     assert "the default" in capsys.readouterr().out

@@ -11,6 +11,8 @@
 #include <thread>
 
 const char* Version();
+int Json();
+int Resolve();
 
 namespace {
 
@@ -63,6 +65,7 @@ int main(int count, char** arguments) {
     const std::string argument = arguments[n];
     options[argument.substr(0, argument.find('='))] = argument.substr(argument.find('=') + 1);
   }
+  if (Json() + Resolve() != 2) return 3;
   if (options.count("--help")) {
     std::cout << "Usage: tritonserver [options]\n  --http-port <integer>\n  --help\n";
     return 1;
