@@ -22,7 +22,8 @@ from pathlib import Path
 from pipeline.benchmark_result import SCHEMA, Figure, show
 from provision import options as choices
 from provision import releases
-from provision.build_job import Build, check_root, examine, prepare
+from provision.build_checks import check_root, examine
+from provision.build_job import Build, prepare
 from provision.build_server import ServerBuild, build_server
 from provision.console import say
 from provision.cores import available_cores

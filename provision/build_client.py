@@ -18,14 +18,15 @@ from typing import Any
 from uv import find_uv_bin
 
 from provision import environments
-from provision.build_job import Build, check_root, examine, only_build, prepare
+from provision.build_checks import check_root, examine, only_build
+from provision.build_job import Build, prepare
 from provision.build_manifest import BuildManifest
 from provision.console import step
 from provision.errors import BuildError
 from provision.layout import Layout
 from provision.options import How, add_compiling, add_mirror, add_release, how
 from provision.releases import Release
-from provision.trial import check_libraries
+from provision.shared_libraries import check_libraries
 from provision.update_releases import BASE
 
 _TRY = "import tritonclient, tritonclient.http; print(tritonclient.__file__)"

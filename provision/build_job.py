@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ from provision import build_log, build_python, build_tree, cmake, processes, too
 from provision.build_manifest import BuildManifest, digests, write_bill
 from provision.build_tree import BuildTree
 from provision.console import say, step, warn
-from provision.doctor import Diagnosis, diagnose
-from provision.errors import BuildError, BusyError, HostError, UsageError
+from provision.doctor import Diagnosis
+from provision.errors import BuildError, BusyError
 from provision.fetch_sources import fetch, mirror_of, verify_archives
-from provision.files import fsync_tree, lock, put_folder, sha256, write_atomically
+from provision.files import fsync_tree, put_folder, sha256, write_atomically
 from provision.host import Host
 from provision.layout import Layout
 from provision.mirror import Pin
@@ -27,14 +25,10 @@ from provision.options import How
 from provision.plan import Plan, make_plan
 from provision.reading import output, text
 from provision.releases import catalogue
-from provision.requirements import Row, jobs
+from provision.requirements import jobs
 from provision.sources import Survey
 from provision.troubles import INCLUDES, arising
 
-# Triton's build writes paths into shell scripts as they are.
-_PLAIN = re.compile(r"[\w./+@-]+")
-# What a build brings by itself, so that its lack is no hindrance.
-_BROUGHT = frozenset({"cmake"})
 # What may differ from one run to the next and decides nothing: who builds where, where git finds
 # the mirror, and whether a compiler's result is kept.
 _PASSING = frozenset({"HOME", "LOGNAME", "PATH", "TERM", "TMPDIR", "USER"})
@@ -278,73 +272,6 @@ def prepare(
     survey = fetch(layout, plan.wanted, how.mirror, what=f"the {kind.what} of {release.name}")
     count = how.jobs or jobs(found.host, catalogue())
     return kind(layout, found.host, plan, tools, survey, count)
-
-
-def examine(layout: Layout, release: str, *, gpu: bool, needs: Sequence[str]) -> Diagnosis:
-    """Choose a release, say which, and make sure that this host can build it.
-
-    Args:
-        layout: Where.
-        release: Its name, or "auto".
-        gpu: Whether for a GPU.
-        needs: Which of the rows of `doctor` that are for one kind of build alone count, such as
-            "tensorrt".
-
-    Raises:
-        HostError: The host lacks something, which is named with its fix.
-    """
-    found = diagnose(layout, release, gpu=gpu)
-    chosen = found.choice.release
-    say(f"Triton {chosen.triton} ({chosen.name}): {found.choice.reason}", style="bold")
-    if chosen.missing:
-        raise HostError(
-            f"{chosen.name} cannot be built by Slipway: of it is not known: "
-            f"{', '.join(chosen.missing)}",
-            fix="take a release that is known whole; an unknown name, such as `--release ?`, has "
-            "them listed",
-        )
-    hindrances = [row for row in found.rows if _hinders(row, needs)]
-    if hindrances:
-        told = [f"{row.name}: {row.found or 'none'} ({row.needed or 'any'})" for row in hindrances]
-        raise HostError(
-            f"{chosen.name} cannot be built here; found (needed): {'; '.join(told)}",
-            cause=f"First of all: {hindrances[0].fix}",
-            fix=f"see `nox -s doctor -- --release {chosen.name}`, which has the fix of each; with "
-            "--install it adds the distribution's packages",
-        )
-    return found
-
-
-def _hinders(row: Row, needs: Sequence[str]) -> bool:
-    """Whether a row of `doctor` keeps a build with these needs from succeeding."""
-    if row.only and row.only not in needs:
-        return False
-    return row.name not in _BROUGHT and (row.hinders or row.only == "examples")
-
-
-def check_root(layout: Layout) -> None:
-    """Make sure that Triton's build can cope with the root.
-
-    Raises:
-        UsageError: Its path has a blank or another character that a shell takes for something else.
-    """
-    if not _PLAIN.fullmatch(str(layout.root)):
-        raise UsageError(
-            f"Triton cannot be built below {str(layout.root)!r}",
-            fix="set SLIPWAY_ROOT to a folder without blanks and the like in its path; "
-            "Triton's own build does not quote paths",
-        )
-
-
-@contextlib.contextmanager
-def only_build(layout: Layout, what: str) -> Iterator[None]:
-    """Keep other builds out of this root.
-
-    Raises:
-        BusyError: There is one.
-    """
-    with lock(layout.run / "build.lock", holder=f"building {what}"):
-        yield
 
 
 def _passes(variable: str) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from provision import build_arguments, build_tree
-from provision.build_job import Build, check_root, examine, only_build, prepare
+from provision.build_checks import check_root, examine, only_build
+from provision.build_job import Build, prepare
 from provision.build_manifest import BuildManifest
 from provision.built_server import built_server
 from provision.console import say

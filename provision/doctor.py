@@ -56,8 +56,8 @@ class Diagnosis:
 
     @property
     def can_build(self) -> bool:
-        """Whether nothing hinders."""
-        return not any(row.hinders for row in self.rows)
+        """Whether all is known of the release, and nothing hinders."""
+        return not self.choice.release.missing and not any(row.hinders for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain data."""
@@ -164,6 +164,7 @@ def _show(found: Diagnosis) -> None:
     wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
     wide.print(table)
     hindrances = [row.name for row in found.rows if row.hinders]
+    hindrances += [f"unknown: {name}" for name in release.missing]
     if hindrances:
         say(f"✗ {release.name} cannot be built here yet: {', '.join(hindrances)}", style="bold red")
     else:

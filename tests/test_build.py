@@ -389,6 +389,7 @@ def test_a_release_that_is_known_in_part_is_refused() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == HostError.exit_code
     assert "25.09 cannot be built by Slipway: of it is not known: the commit of" in done.stderr
+    assert "22.01, 24.10, 25.07, 25.08" in done.stderr
 
 
 def test_a_root_with_a_blank_in_its_path_is_refused(build: Builder, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from provision import built_server, servers, trial
+from provision import built_server, servers
 from provision.build_manifest import BuildManifest
 from provision.errors import BuildError, HostError
 from provision.installation import ServerInstallation
 from provision.layout import Layout
+from provision.shared_libraries import check_libraries
 from provision.trial import try_out
 
 
@@ -104,8 +105,8 @@ def test_a_missing_library_is_named(tmp_path: Path, log: Path) -> None:
     source.write_text("int part(void);\nint whole(void) { return part(); }\n")
     subprocess.run([*build, str(whole), f"-L{part.parent}", "-lpart"], check=True)
     with pytest.raises(BuildError, match=r"not whole: libwhole\.so lacks libpart\.so"):
-        trial.check_libraries(whole.parent, {}, log)
-    trial.check_libraries(whole.parent, {"LD_LIBRARY_PATH": str(part.parent)}, log)
+        check_libraries(whole.parent, {}, log)
+    check_libraries(whole.parent, {"LD_LIBRARY_PATH": str(part.parent)}, log)
 
 
 def manifest(*features: str) -> BuildManifest:
