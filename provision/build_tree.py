@@ -88,7 +88,7 @@ class BuildTree:
         fresh_folder(self.folder)
         self._write(wanted, ended=False)
         if before:
-            return f"clean, since another {', '.join(changed)} is asked for than it was made from"
+            return f"clean, since it was made from other {', '.join(changed)}"
         return "clean, since it is not known what it was made from" if there else "clean"
 
     def forget(self) -> None:

@@ -280,7 +280,7 @@ def test_an_error_is_told_with_its_place(changed: Builder) -> None:
     changed.upstream.release("core", "core.cc", "int Version() { return no_such_name; }\n")
     done = changed(*SERVER)
     assert done.returncode == BuildError.exit_code
-    assert "clean, since another commits is asked for than it was made from" in done.stdout
+    assert "clean, since it was made from other commits" in done.stdout
     assert f"server {RELEASE} failed in triton-server (build):" in done.stderr
     assert re.search(r"core\.cc:1:24: error: .no_such_name. was not declared", done.stderr)
     log = changed.layout.logs / f"build-server-{RELEASE}.log"
