@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from provision import releases
+from provision.choice import choose
 from provision.console import say
 from provision.doctor import Diagnosis, diagnose
 from provision.errors import HostError, UsageError
@@ -48,11 +49,21 @@ def examine(layout: Layout, release: str, *, gpu: bool, needs: Sequence[str]) ->
         told = [f"{row.name}: {row.found or 'none'} ({row.needed or 'any'})" for row in hindrances]
         raise HostError(
             f"{chosen.name} cannot be built here; found (needed): {'; '.join(told)}",
-            cause=f"First of all: {hindrances[0].fix}",
+            cause=f"First of all: {hindrances[0].fix}{_fitting(found, hindrances, gpu=gpu)}",
             fix=f"see `nox -s doctor -- --release {chosen.name}`, which has the fix of each; with "
             "--install it adds the distribution's packages",
         )
     return found
+
+
+def _fitting(found: Diagnosis, hindrances: Sequence[Row], *, gpu: bool) -> str:
+    """Which release fits what the host has, where that rules the chosen one out."""
+    if all(row.state != "wrong" for row in hindrances):
+        return ""
+    with contextlib.suppress(HostError):
+        choice = choose(found.host, releases.catalogue(), gpu=gpu)
+        return f". {choice.release.name} fits what the host has"
+    return ". No release fits what this host has"
 
 
 def _hinders(row: Row, needs: Sequence[str]) -> bool:

@@ -59,7 +59,7 @@ def git(
 
     Args:
         arguments: Its arguments.
-        folder: The repository.
+        folder: The repository: a bare one, or a ``.git``.
         stdin: What it reads.
         timeout: In seconds.
 
@@ -98,7 +98,8 @@ def failure(said: str, folder: Path | None) -> GitError | StorageError:
 
 def command(*arguments: str | Path, folder: Path | None = None) -> list[str]:
     """The command line of a git of ours, which ends with this process."""
-    where = ("-C", str(folder)) if folder else ()
+    # Named, not entered: in a folder that is no repository git would take one further up.
+    where = (f"--git-dir={folder}",) if folder else ()
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
     return processes.bound_to_us(["git", *settings, *where, *map(str, arguments)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -50,10 +51,7 @@ def bring(mirror: Mirror, pin: Pin, base: str | None = None) -> str:
     interruption.check()
     url = repository_url(pin.url)
     repository = mirror.repository(url)
-    if not (repository / "HEAD").is_file():
-        repository.parent.mkdir(parents=True, exist_ok=True)
-        git("init", "--quiet", "--bare", repository)
-    _clear(repository)
+    _ready(repository)
     there = source(url, base)
     folder = _folder(there)
     commit = pin.commit or _resolve(there, pin)
@@ -75,8 +73,20 @@ def bring(mirror: Mirror, pin: Pin, base: str | None = None) -> str:
     return commit
 
 
-def _clear(repository: Path) -> None:
-    """Remove what a git that was killed left: half a pack, and locks that would stop the next."""
+def _ready(repository: Path) -> None:
+    """Make a repository where there is none, or one that a full disk left in part.
+
+    Of one that is whole, what a git that was killed left is removed: half a pack, and locks that
+    would stop the next.
+    """
+    try:
+        git("rev-parse", "--is-bare-repository", folder=repository)
+    except GitError:
+        shutil.rmtree(repository, ignore_errors=True)
+        staged = repository.with_name(f".{repository.name}.new")
+        shutil.rmtree(staged, ignore_errors=True)
+        git("init", "--quiet", "--bare", staged)
+        staged.rename(repository)
     left = [*repository.glob("objects/pack/tmp_*"), *repository.glob("*.lock")]
     for path in (*left, *repository.glob("refs/**/*.lock")):
         path.unlink(missing_ok=True)

@@ -49,6 +49,8 @@ class Trial:
         version: Its version.
         extensions: What it says it can do.
         metrics: How many metrics it has.
+        backends: The backends that are installed for it.
+        agents: The repository agents.
         options: How many options its ``--help`` lists.
         seconds: How long it took to be ready.
     """
@@ -56,6 +58,8 @@ class Trial:
     version: str
     extensions: tuple[str, ...]
     metrics: int
+    backends: tuple[str, ...]
+    agents: tuple[str, ...]
     options: int
     seconds: float
 
@@ -75,7 +79,12 @@ def try_out(installation: ServerInstallation, *, version: str, log: Path) -> Tri
         options = _options(installation, log)
         check_libraries(installation.program.parent.parent, installation.variables, log)
         tried = _start(installation, log)
-        trial = Trial(options=options, **tried)
+        trial = Trial(
+            options=options,
+            backends=_names(installation.backends),
+            agents=_names(installation.agents),
+            **tried,
+        )
         if trial.version != version:
             raise BuildError(
                 f"the server says that it is {trial.version}, and was to be {version}",
@@ -84,9 +93,16 @@ def try_out(installation: ServerInstallation, *, version: str, log: Path) -> Tri
             )
         trying.detail = (
             f"{options} options, no library missing; ready after {trial.seconds:.1f} s as "
-            f"{trial.version} with {trial.metrics} metrics"
+            f"{trial.version} with {trial.metrics} metrics; backends: "
+            f"{', '.join(trial.backends) or 'none'}"
         )
     return trial
+
+
+def _names(folder: Path | None) -> tuple[str, ...]:
+    """What is installed in a folder of backends or of agents; ensembles are part of the core."""
+    found = folder.iterdir() if folder and folder.is_dir() else ()
+    return tuple(sorted(path.name for path in found if path.is_dir()))
 
 
 def _options(installation: ServerInstallation, log: Path) -> int:

@@ -164,6 +164,7 @@ def test_the_server_is_built_tried_and_installed(built: Builder) -> None:
     assert (found.release, found.triton) == (RELEASE, "9.1.0")
     assert found.features == ("checksum", "ensemble", "http", "metrics", "server")
     assert (found.proof["version"], found.proof["metrics"]) == ("9.1.0", 1)
+    assert (found.proof["backends"], found.proof["agents"]) == ([], ["checksum"])
     assert found.altered(built.server) == []
     assert set(found.troubles) == {
         "checksum_openssl",
@@ -384,12 +385,37 @@ def test_nothing_is_installed_under_a_server_that_runs_from_there(built: Builder
     assert f"process {running.pid} runs from {built.server}" in done.stderr
 
 
-def test_a_release_that_is_known_in_part_is_refused() -> None:
+def test_a_release_that_is_known_in_part_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "provision", "build_server", "--release", "25.09", "--no-gpu"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=variables(tmp_path / "root"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == HostError.exit_code
     assert "25.09 cannot be built by Slipway: of it is not known: the commit of" in done.stderr
     assert "22.01, 24.10, 25.07, 25.08" in done.stderr
+
+
+def test_a_host_that_rules_a_release_out_is_told_which_fits(tmp_path: Path) -> None:
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'release 10.1, V10.1.243'\n")
+    nvcc.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "provision", "build_server", "--release", "25.08"],
+        cwd=REPOSITORY,
+        env={**variables(tmp_path / "root"), "CUDA_HOME": str(nvcc.parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == HostError.exit_code
+    assert "cuda: 10.1.243 (>=12.8)" in done.stderr
+    assert re.search(r"22\.01 fits what the host has|No release fits", done.stderr)
 
 
 def test_a_root_with_a_blank_in_its_path_is_refused(build: Builder, tmp_path: Path) -> None:

@@ -314,6 +314,19 @@ def test_locks_of_a_git_that_was_killed_stop_nobody(
     assert fetch(root, Wanted(takes.pins, ()), git_daemon, what="a test").complete
 
 
+@pytest.mark.parametrize("left", ["HEAD", "config", "objects"])
+def test_a_repository_that_was_made_in_part_is_made_anew(
+    root: Layout, takes: Wanted, upstream: Upstream, left: str
+) -> None:
+    repository = mirror_of(root).repository(SERVER)
+    repository.mkdir(parents=True)
+    if left == "objects":
+        (repository / left).mkdir()
+    else:
+        (repository / left).write_text("")
+    assert bring(root, takes, upstream).complete
+
+
 def test_a_mirror_of_somebody_else_can_be_taken_from(
     root: Layout, takes: Wanted, upstream: Upstream
 ) -> None:
