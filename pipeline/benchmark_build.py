@@ -49,8 +49,9 @@ class PlainBuild(ServerBuild):
     def compile(self) -> None:
         """Run build.py with its own default of compilers."""
         python = self.tools.python.environment.python
-        twice = f"--build-parallel={2 * available_cores()}"
-        self.execute([python, "build.py", *self.arguments(), twice], "build.py by itself")
+        self.jobs = 2 * available_cores()
+        parallel = f"--build-parallel={self.jobs}"
+        self.execute([python, "build.py", *self.arguments(), parallel], "build.py by itself")
 
 
 def main(arguments: list[str]) -> int:

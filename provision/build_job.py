@@ -32,7 +32,8 @@ from provision.troubles import INCLUDES, arising
 # What may differ from one run to the next and decides nothing: who builds where, where git finds
 # the mirror, and whether a compiler's result is kept.
 _PASSING = frozenset({"HOME", "LOGNAME", "PATH", "TERM", "TMPDIR", "USER"})
-_PASSING_KINDS = ("CCACHE_", "GIT_CONFIG_", "CMAKE_C_COMPILER_L", "CMAKE_CXX_COMPILER_L")
+_PASSING_KINDS = ("CCACHE_", "GIT_CONFIG_")
+_LAUNCHER = "_COMPILER_LAUNCHER"
 
 
 class Build:
@@ -146,16 +147,14 @@ class Build:
             raise
         self.tree.ended()
 
-    def execute(
-        self, command: Sequence[str | Path], doing: str, *, folder: Path | None = None
-    ) -> None:
+    def execute(self, command: Sequence[str | Path], doing: str) -> None:
         """Run a part of the build, shown as a step."""
         how = f"{self.jobs} at once, {'with' if self.tools.ccache else 'without'} ccache"
         with step(f"{doing} ({how}; log: {self.log})") as running:
             build_log.run(
                 [str(word) for word in command],
                 what=f"{self.what} {self.plan.release.name}",
-                folder=folder or self.tree.folder,
+                folder=self.tree.folder,
                 scratch=self.tree.scratch,
                 variables=self.variables,
                 log=self.log,
@@ -275,7 +274,8 @@ def prepare(
 
 
 def _passes(variable: str) -> bool:
-    return variable in _PASSING or variable.startswith((*_PASSING_KINDS, "CMAKE_CUDA_COMPILER_L"))
+    kind = variable.startswith(_PASSING_KINDS) or variable.endswith(_LAUNCHER)
+    return kind or variable in _PASSING
 
 
 def _versions(host: Host, plan: Plan) -> dict[str, str]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
+from packaging.specifiers import SpecifierSet
 
 from provision import toml
-from provision.errors import InternalError
 from provision.releases import (
     STATES,
     Catalogue,
@@ -26,6 +24,7 @@ from provision.releases import (
     Source,
     Trait,
 )
+from provision.toml_table import Table, wrong
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"\d\d\.\d\d")
@@ -34,79 +33,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIGABYTE = 10**9
 
 
-class _Table:
-    """A table of the file, which tells what it is asked for and does not have, or has too much."""
-
-    def __init__(self, content: Any, where: str) -> None:
-        if not isinstance(content, dict):
-            _wrong(where, "is not a table")
-        self._content: dict[str, Any] = dict(content)
-        self.where = where
-
-    def __iter__(self) -> Any:
-        return iter(tuple(self._content))
-
-    def take(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
-        value = self._content.pop(key, default)
-        if value is None:
-            _wrong(self.where, f"lacks {key}")
-        if type(value) is not kind:
-            _wrong(f"{self.where}.{key}", f"is not a {kind.__name__}: {value!r}")
-        return value
-
-    def table(self, key: str) -> _Table:
-        return _Table(self._content.pop(key, {}), f"{self.where}.{key}")
-
-    def tables(self) -> dict[str, _Table]:
-        return {key: self.table(key) for key in self}
-
-    def rows(self, key: str) -> list[_Table]:
-        rows = self.take(key, list)
-        return [_Table(row, f"{self.where}.{key}[{n}]") for n, row in enumerate(rows)]
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        values: list[Any] = self.take(key, list, [])
-        if not all(isinstance(value, str) for value in values):
-            _wrong(f"{self.where}.{key}", "is not a list of strings")
-        return tuple(values)
-
-    def matching(self, key: str, pattern: re.Pattern[str], default: str | None = None) -> str:
-        value = self.take(key, str, default)
-        if value != default and not pattern.fullmatch(value):
-            _wrong(f"{self.where}.{key}", f"is {value!r}")
-        return value
-
-    def version(self, key: str, default: str | None = None) -> str:
-        value = self.take(key, str, default)
-        try:
-            if value != default:
-                Version(value)
-        except InvalidVersion:
-            _wrong(f"{self.where}.{key}", f"is not a version: {value!r}")
-        return value
-
-    def versions(self, key: str) -> SpecifierSet | None:
-        if key not in self._content:
-            return None
-        value = self.take(key, str)
-        try:
-            return SpecifierSet(value)
-        except InvalidSpecifier:
-            _wrong(f"{self.where}.{key}", f"is not a range of versions: {value!r}")
-
-    def end(self) -> None:
-        """Nothing may be left: a misspelt key would be a fact that nobody heeds."""
-        if self._content:
-            _wrong(self.where, f"has what nothing reads: {', '.join(self._content)}")
-
-
 def read(facts: Path, lock: Path) -> Catalogue:
     """Read both files.
 
     Raises:
         InternalError: One of them is not as it has to be.
     """
-    whole = _Table(toml.load(facts), facts.name)
+    whole = Table(toml.load(facts), facts.name)
     commits, refs = locked(lock)
     components = _read_lists(whole.table("components"))
     without = _read_lists(whole.table("without"))
@@ -120,7 +53,7 @@ def read(facts: Path, lock: Path) -> Catalogue:
     found = {}
     for name, table in sorted(whole.table("releases").tables().items()):
         if not _NAME.fullmatch(name):
-            _wrong(table.where, "is not the name of a release, such as 25.08")
+            wrong(table.where, "is not the name of a release, such as 25.08")
         found[name] = _read_release(
             name,
             table,
@@ -131,7 +64,7 @@ def read(facts: Path, lock: Path) -> Catalogue:
             traits=traits,
         )
         if found[name].cmake_pin not in cmake:
-            _wrong(f"{table.where}.cmake_pin", f"is {found[name].cmake_pin}, which has no hashes")
+            wrong(f"{table.where}.cmake_pin", f"is {found[name].cmake_pin}, which has no hashes")
     catalogue = Catalogue(
         components=components,
         without=without,
@@ -152,7 +85,7 @@ def locked(lock: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, s
     """The commits of the components by release, and those of other repositories by ref."""
     if not lock.exists():
         return {}, {}
-    whole = _Table(toml.load(lock), lock.name)
+    whole = Table(toml.load(lock), lock.name)
     found: list[dict[str, dict[str, str]]] = []
     for kind in ("releases", "repositories"):
         tables = whole.table(kind).tables()
@@ -163,7 +96,7 @@ def locked(lock: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, s
 
 def _read_release(
     name: str,
-    table: _Table,
+    table: Table,
     *,
     components: tuple[str, ...],
     commits: Mapping[str, str],
@@ -183,7 +116,7 @@ def _read_release(
     ranges = {key: table.versions(key) for key in ("cuda", "tensorrt", "python", "boost", "gcc")}
     cmake = table.versions("cmake")
     if cmake is None:
-        _wrong(table.where, "lacks cmake")
+        wrong(table.where, "lacks cmake")
     chosen_sources = _chosen(table, "sources", sources)
     chosen_packages = _chosen(table, "apt", packages)
     missing = [f"the commit of {n}" for n, commit in known.items() if commit is None]
@@ -211,26 +144,26 @@ def _read_release(
     return made
 
 
-def _chosen(table: _Table, key: str, known: Mapping[str, _T]) -> _T | None:
+def _chosen(table: Table, key: str, known: Mapping[str, _T]) -> _T | None:
     name = table.take(key, str, "")
     if name and name not in known:
-        _wrong(f"{table.where}.{key}", f"is {name}, of which there is nothing")
+        wrong(f"{table.where}.{key}", f"is {name}, of which there is nothing")
     return known.get(name)
 
 
-def _required(table: _Table, key: str) -> SpecifierSet:
+def _required(table: Table, key: str) -> SpecifierSet:
     found = table.versions(key)
     assert found is not None  # noqa: S101 - asked for a key that it has
     return found
 
 
 def _read_sources(
-    table: _Table, refs: Mapping[str, Mapping[str, str]]
+    table: Table, refs: Mapping[str, Mapping[str, str]]
 ) -> dict[str, tuple[Source, ...]]:
     return {name: tuple(_read_source(row, refs) for row in table.rows(name)) for name in table}
 
 
-def _read_source(table: _Table, refs: Mapping[str, Mapping[str, str]]) -> Source:
+def _read_source(table: Table, refs: Mapping[str, Mapping[str, str]]) -> Source:
     git, ref = table.take("git", str, ""), table.take("ref", str, "")
     source = Source(
         name=table.take("name", str),
@@ -248,15 +181,15 @@ def _read_source(table: _Table, refs: Mapping[str, Mapping[str, str]]) -> Source
     )
     table.end()
     if source.url and not source.sha256:
-        _wrong(table.where, "is an archive without its sha256")
+        wrong(table.where, "is an archive without its sha256")
     if bool(source.git) == bool(source.url) or bool(source.git) != bool(source.ref):
-        _wrong(table.where, "is neither a repository with a ref nor an archive")
+        wrong(table.where, "is neither a repository with a ref nor an archive")
     if not source.needed_for:
-        _wrong(table.where, "is needed for nothing")
+        wrong(table.where, "is needed for nothing")
     return source
 
 
-def _read_packages(table: _Table) -> dict[str, Packages]:
+def _read_packages(table: Table) -> dict[str, Packages]:
     found = {}
     for distribution, lists in table.tables().items():
         found[distribution] = Packages(
@@ -268,7 +201,7 @@ def _read_packages(table: _Table) -> dict[str, Packages]:
     return found
 
 
-def _read_trait(table: _Table) -> Trait:
+def _read_trait(table: Table) -> Trait:
     trait = Trait(
         reason=table.take("reason", str),
         since=table.matching("since", _NAME, ""),
@@ -280,41 +213,37 @@ def _read_trait(table: _Table) -> Trait:
     return trait
 
 
-def _read_tensorrt(table: _Table) -> dict[str, tuple[str, str]]:
+def _read_tensorrt(table: Table) -> dict[str, tuple[str, str]]:
     repository = table.take("repository", str, "")
     headers = table.table("headers")
     found = {version: (repository, headers.matching(version, _COMMIT)) for version in headers}
     table.end()
     if found and not repository:
-        _wrong(table.where, "lacks the repository")
+        wrong(table.where, "lacks the repository")
     return found
 
 
-def _read_lists(table: _Table) -> dict[str, tuple[str, ...]]:
+def _read_lists(table: Table) -> dict[str, tuple[str, ...]]:
     return {key: table.texts(key) for key in table}
 
 
-def _read_hashes(table: _Table) -> dict[str, str]:
+def _read_hashes(table: Table) -> dict[str, str]:
     return {architecture: table.matching(architecture, _SHA256) for architecture in table}
 
 
-def _read_container(table: _Table) -> Container:
+def _read_container(table: Table) -> Container:
     container = Container(**{key: table.version(key, "") for key in ("cuda", "driver", "python")})
     table.end()
     return container
 
 
-def _read_proof(table: _Table) -> Proof:
+def _read_proof(table: Table) -> Proof:
     said = table.take("state", str)
     state = next((known for known in STATES if known == said), None)
     if state is None:
-        _wrong(f"{table.where}.state", f"is none of {', '.join(STATES)}")
+        wrong(f"{table.where}.state", f"is none of {', '.join(STATES)}")
     proof = Proof(state, table.take("date", str, ""), table.take("host", str, ""))
     table.end()
     if state != "declared" and not (proof.date and proof.host):
-        _wrong(table.where, "lacks the date or the host")
+        wrong(table.where, "lacks the date or the host")
     return proof
-
-
-def _wrong(where: str, problem: str) -> NoReturn:
-    raise InternalError(f"{where} {problem}", fix="correct it there")

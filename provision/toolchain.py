@@ -37,9 +37,9 @@ class Tools:
 
     Attributes:
         cmake: Its folder, with bin/.
-        python: Of whoever runs build.py and makes the wheels.
+        python: What runs build.py and makes the wheels.
         cuda: The toolkit; None for a build without it.
-        ccache: Whether the compilers' results are kept and reused.
+        ccache: What keeps the compilers' results; None for nothing.
     """
 
     cmake: Path
