@@ -19,6 +19,7 @@ from provision.releases import Catalogue, Release
 State = Literal["ok", "note", "missing", "wrong"]
 
 _GIGABYTE = 10**9
+_OUR_CUDA = "13.0"  # what install_cuda brings
 _GIT = SpecifierSet(">=2.31")  # which is told by the environment where to clone from
 _CUDA_SITE = "https://developer.nvidia.com/cuda-toolkit-archive"
 _TENSORRT_SITE = "https://developer.nvidia.com/tensorrt"
@@ -175,7 +176,8 @@ def _boost(release: Release, host: Host) -> Row:
 def _cuda(release: Release, host: Host, catalogue: Catalogue) -> Iterator[Row]:
     cuda, driver = host.gpu.cuda, host.gpu.driver
     needed = _said(release.cuda)
-    get = f"install a CUDA toolkit {needed} ({_CUDA_SITE}), or build without it: --no-gpu"
+    ours = ", or run `nox -s install_cuda`" if _in(_OUR_CUDA, release.cuda) else ""
+    get = f"install a CUDA toolkit {needed} ({_CUDA_SITE}){ours}, or build without it: --no-gpu"
     if cuda is None:
         yield Row("cuda", "missing", "", needed, get)
     elif not _in(cuda.version, release.cuda):
@@ -206,7 +208,10 @@ def _cuda(release: Release, host: Host, catalogue: Catalogue) -> Iterator[Row]:
 
 def _tensorrt(release: Release, host: Host) -> Iterator[Row]:
     gpu, needed = host.gpu, _said(release.tensorrt)
-    get = f"unpack TensorRT {needed} ({_TENSORRT_SITE}), and set TENSORRT_ROOT to it"
+    get = (
+        f"unpack TensorRT {needed} ({_TENSORRT_SITE}), and set TENSORRT_ROOT to it; or, with its "
+        "wheels installed, run `nox -s install_tensorrt`; or build without it: --no-gpu"
+    )
     both: list[tuple[str, Found | None]] = [
         ("tensorrt libraries", gpu.tensorrt_libraries),
         ("tensorrt headers", gpu.tensorrt_headers),
