@@ -62,7 +62,7 @@ class Build:
         self.log = layout.logs / f"build-{self.what}-{plan.release.name}.log"
         self.target = layout.triton / self.what
         self.versions = _versions(host, plan)
-        self.troubles = tuple(arising(plan.release.name, plan.features, plan.tools))
+        self.troubles = arising(plan.release.name, plan.features, plan.tools)
         self.toolchain = toolchain.toolchain(
             plan.troubles, tools, {**self._overrides(), **self.cmake_variables()}
         )
@@ -136,7 +136,6 @@ class Build:
             self.tree.forget()
         with step(f"Ready the build tree {self.tree.folder}") as readying:
             readying.detail = self.tree.begin(self.ingredients())
-            self.tree.started()
             self._fill()
         self.log.unlink(missing_ok=True)
         shutil.rmtree(self.tree.staging, ignore_errors=True)  # build.py copies into what is there

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from provision import processes
-from provision.errors import DownloadError, StorageError
+from provision.errors import DownloadError
 from provision.files import fresh_folder, write_atomically
-from provision.git import GitError, command, environment, failure, git
+from provision.git import GitError, command, environment, git, reason
 from provision.mirror import Mirror, Pin
+from provision.shared_libraries import is_elf
 
 MARK = "SLIPWAY_BUILD"
 """The environment variable that a build's processes carry, with the tree's folder."""
@@ -28,7 +29,6 @@ _STATE = "slipway.json"
 # output in less than this.
 _TORN_SECONDS = 20
 _IN_A_CLONE = ("build", "install")
-_ELF = b"\x7fELF"
 # The stamps of ExternalProject's steps after the download and its patch, which are not repeated.
 _MARKS = re.compile(r"[^/]*-stamp/.*-(configure|build|install|done)|CMakeFiles/.*-complete")
 _OUTPUTS = re.compile(r".*\.(o|obj|a|d|gch|cubin|ptx|fatbin|whl|pb\.cc|pb\.h|so(\.\d+)*)")
@@ -69,6 +69,8 @@ class BuildTree:
         Args:
             ingredients: Everything that decides what comes out, as plain data.
 
+        From here on something is at work in it, until :meth:`ended`.
+
         Returns:
             What was done, in words.
         """
@@ -78,6 +80,7 @@ class BuildTree:
         wanted = json.loads(json.dumps(ingredients))
         if before == wanted:
             if state.get("ended"):
+                self._write(wanted, ended=False)
                 return "as it was left"
             removed = discard_torn(self.scratch)
             torn = f", without {removed} files that it was writing" if removed else ""
@@ -96,10 +99,6 @@ class BuildTree:
         processes.kill_marked(MARK, str(self.folder))
         (self.folder / _STATE).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def started(self) -> None:
-        """Note that something is at work in it."""
-        self._write(self._state()["ingredients"], ended=False)
 
     def ended(self) -> None:
         """Note that what was at work ended in order: nothing in it is torn."""
@@ -171,12 +170,9 @@ def clone(pin: Pin, folder: Path, variables: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode != 0:
-        problem = failure(done.stderr, staged)
-        if isinstance(problem, StorageError):
-            raise problem
         raise DownloadError(
             f"{pin} cannot be cloned from the mirror",
-            cause=str(problem),
+            cause=reason(done.stderr, staged),
             fix="remove its repository from transit/mirror, and run the same command again",
         )
     staged.rename(folder)
@@ -221,8 +217,8 @@ def _written(scratch: Path) -> Iterator[Path]:
 
 
 def _is_program(path: Path) -> bool:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(len(_ELF)) == _ELF
+    with contextlib.suppress(OSError):
+        return is_elf(path)
     return False
 
 
@@ -248,10 +244,7 @@ def _extract(repository: Path, commit: str, without: tuple[str, ...], folder: Pa
         packing.stdout.close()
         _, said = unpacking.communicate()
     if packing.returncode or unpacking.returncode:
-        problem = failure(said, folder)
-        if isinstance(problem, StorageError):
-            raise problem
-        raise _cannot_give(repository, commit, str(problem))
+        raise _cannot_give(repository, commit, reason(said, folder))
 
 
 def _cannot_give(repository: Path, commit: str, cause: str) -> DownloadError:

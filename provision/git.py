@@ -81,19 +81,23 @@ def git(
     except subprocess.TimeoutExpired:
         raise GitError(f"it did not answer within {timeout:g} s") from None
     if done.returncode != 0:
-        raise failure(done.stderr, folder)
+        raise GitError(reason(done.stderr, folder))
     return done.stdout
 
 
-def failure(said: str, folder: Path | None) -> GitError | StorageError:
-    """What git's words to standard error mean."""
+def reason(said: str, folder: Path | None) -> str:
+    """Why a program that writes for us failed, from its words to standard error.
+
+    Raises:
+        StorageError: There was no space for what it writes, or it may not write.
+    """
     storage = _STORAGE.search(said)
     if storage:
-        return StorageError(
+        raise StorageError(
             f"git cannot write in {folder or 'a folder'}: {storage.group().lower()}",
             fix="free some space there, or point SLIPWAY_ROOT at a folder that has it",
         )
-    return GitError(complaint(said))
+    return complaint(said)
 
 
 def command(*arguments: str | Path, folder: Path | None = None) -> list[str]:

@@ -100,7 +100,7 @@ def read_gpu(python: Path | None, vendor: Path | None = None) -> Gpu:
         cuda=cuda,
         driver=driver,
         devices=devices,
-        tensorrt_python=_tensorrt_package(python) if python else None,
+        tensorrt_python=tensorrt_package(python) if python else None,
         tensorrt_libraries=_library("libnvinfer.so", cuda) or _put_together(ours),
         tensorrt_headers=_tensorrt_headers(cuda, ours),
         cudnn=_library("libcudnn.so", cuda) or _cudnn_headers(cuda),
@@ -159,7 +159,8 @@ def _driver() -> tuple[str, tuple[Device, ...]]:
     return (rows[0][1] if rows else ""), devices
 
 
-def _tensorrt_package(python: Path) -> Found | None:
+def tensorrt_package(python: Path) -> Found | None:
+    """The package of TensorRT that a Python has, and where."""
     code = (
         "import importlib.metadata as m, importlib.util as u\n"
         "for n in ('tensorrt', 'tensorrt-cu13', 'tensorrt-cu12'):\n"

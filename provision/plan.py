@@ -50,7 +50,7 @@ def make_plan(host: Host, release: Release, features: frozenset[str]) -> Plan:
         HostError: No Python on this host can build it.
     """
     python = choose_python(host, release, library="python" in features)
-    tools = _tools(host, release, python)
+    tools = _tools(host, release, features, python)
     troubles = averted(release.name, features, tools)
     on_host = {name for trouble in troubles for name in trouble.when}
     takes = wanted(release, catalogue(), features, on_host=on_host, instead=_instead(troubles))
@@ -92,14 +92,17 @@ def choose_python(host: Host, release: Release, *, library: bool) -> Interpreter
     )
 
 
-def _tools(host: Host, release: Release, python: Interpreter) -> dict[str, str]:
+def _tools(
+    host: Host, release: Release, features: frozenset[str], python: Interpreter
+) -> dict[str, str]:
     compiler = host.tools.get("g++")
+    cuda = host.gpu.cuda if "gpu" in features else None
     found = {
         "cmake": release.cmake_pin,
         "gcc": compiler.version if compiler else "",
         "glibc": host.glibc,
         "python": python.version,
-        "cuda": host.gpu.cuda.version if host.gpu.cuda else "",
+        "cuda": cuda.version if cuda else "",
         "boost": host.boost,
     }
     return {name: version for name, version in found.items() if version}

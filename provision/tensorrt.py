@@ -11,15 +11,16 @@ import re
 import tempfile
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from provision import interpreters
 from provision.build_tree import check_out
 from provision.console import say, step
 from provision.errors import HostError
 from provision.fetch_sources import fetch, mirror_of
 from provision.files import put_folder
-from provision.gpu import Found, read_gpu
-from provision.host import read_host
+from provision.gpu import tensorrt_package
 from provision.layout import Layout
 from provision.mirror import Pin
 from provision.options import add_mirror
@@ -101,14 +102,10 @@ def _version(libraries: Path) -> str:
     )
 
 
-def _on_host(layout: Layout) -> Path:
+def _on_host() -> Path:
     """The folder of the libraries that the host's wheels brought."""
-    pythons = read_host(layout, ()).pythons
-    package: Found | None = None
-    for python in pythons:
-        package = read_gpu(python.executable).tensorrt_python
-        if package:
-            break
+    pythons = (one.executable for one in interpreters.candidates(SpecifierSet(">=3.6")))
+    package = next(filter(None, map(tensorrt_package, pythons)), None)
     if package is None:
         raise HostError(
             "no Python on this host has TensorRT's wheels",
@@ -122,7 +119,7 @@ def main(arguments: list[str]) -> int:
     """`python -m provision install_tensorrt`."""
     options = _parser().parse_args(arguments)
     layout = Layout.from_environment()
-    libraries = options.libraries or _on_host(layout)
+    libraries = options.libraries or _on_host()
     folder = install(layout, libraries.expanduser().absolute(), options.mirror)
     say(f"builds take it from there; to use it elsewhere: export TENSORRT_ROOT={folder}")
     return 0

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from provision import interruption, update_releases
-from provision.errors import DownloadError, StorageError
+from provision.errors import DownloadError
 from provision.files import write_atomically
-from provision.git import GitError, command, environment, failure, git
+from provision.git import GitError, command, environment, git, reason
 from provision.mirror import Mirror, Pin, branch, is_read, missing, place, repository_url, tree
 
 _TRIES = 3
@@ -168,19 +168,16 @@ def _pipe(folder: Path, repository: Path, objects: Iterable[str]) -> None:
             packing.stdin.close()
         said = [process.stderr.read() for process in (packing, indexing) if process.stderr]
     if packing.returncode or indexing.returncode:
-        problem = failure(b"\n".join(said).decode(errors="replace"), repository)
-        if isinstance(problem, StorageError):
-            raise problem
         raise DownloadError(
             f"{folder} cannot be copied from",
-            cause=str(problem),
+            cause=reason(b"\n".join(said).decode(errors="replace"), repository),
             fix=f"check it with `git -C {folder} fsck`, and make that mirror anew if it complains",
         )
 
 
 def _fetch(there: str, repository: Path, pin: Pin, commit: str) -> None:
     """Fetch a commit without its history; what is passing is tried again."""
-    reason = ""
+    said = ""
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(2**attempt / 2)
@@ -193,15 +190,15 @@ def _fetch(there: str, repository: Path, pin: Pin, commit: str) -> None:
                 folder=repository,
             )
         except GitError as error:
-            reason = str(error)
-            if _FINAL.search(reason):
+            said = str(error)
+            if _FINAL.search(said):
                 break
         else:
             return
-    raise _lacks(there, pin, commit, reason)
+    raise _lacks(there, pin, commit, said)
 
 
-def _lacks(there: str, pin: Pin, commit: str, reason: str) -> DownloadError:
+def _lacks(there: str, pin: Pin, commit: str, said: str) -> DownloadError:
     """Why a commit cannot be had; that its ref has moved is told apart from all else."""
     with contextlib.suppress(DownloadError):
         now = update_releases.resolve(there, [pin.ref]).get(pin.ref, commit)
@@ -215,7 +212,7 @@ def _lacks(there: str, pin: Pin, commit: str, reason: str) -> DownloadError:
     named = pin.ref if pin.ref != commit else "a submodule"
     return DownloadError(
         f"{there} does not give {commit[:12]} ({named})",
-        cause=reason,
+        cause=said,
         fix="check the network, or take everything from a mirror: --mirror DIR_OR_URL",
     )
 
