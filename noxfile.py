@@ -14,6 +14,7 @@ nox.options.reuse_venv = "yes"
 LOCKS = "provision/locks"
 GROUPS = (
     *("bootstrap", "pipeline", "export", "serving", "build", "build_wheels"),
+    *("convert", "tensorrt", "tensorrt_8", "tensorrt_rtx"),
     *("client", "cuda", "load", "tests", "lint", "typecheck"),
 )
 
@@ -34,6 +35,12 @@ def deploy_resnet50(session: nox.Session) -> None:
 def deploy(session: nox.Session) -> None:
     """The same for any torchvision classifier: `-- MODEL [--weights …]`."""
     pipeline(session, "deploy")
+
+
+@nox.session(default=False)
+def convert(session: nox.Session) -> None:
+    """Turn an ONNX file into a verified TensorRT plan: `-- MODEL.onnx PLAN [--precision …]`."""
+    pipeline(session, "convert")
 
 
 @nox.session(default=False)

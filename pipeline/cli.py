@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
+from pipeline.cli_plan import Jobs, add_convert
 from provision.errors import SlipwayError, all_errors
 from provision.failures import end_in_order, run
 from provision.layout import Layout, log_folder
@@ -62,15 +62,13 @@ def parser() -> argparse.ArgumentParser:
     )
     jobs = whole.add_subparsers(title="jobs", metavar="JOB", required=True)
     _add_deploy(jobs)
+    add_convert(jobs)
     _add_serve(jobs)
     _add_status(jobs)
     _add_stop(jobs)
     _add_smoke(jobs)
     _add_benchmark(jobs)
     return whole
-
-
-Jobs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 
 
 def _add_deploy(jobs: Jobs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,18 @@ def call(
     folder: Path,
     log: Path,
     progress: Progress,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a worker to its end and return its result.
+
+    Args:
+        environment: Where it runs.
+        module: What runs, with ``-m``.
+        request: What it is told.
+        folder: For the files of request and result.
+        log: What it prints.
+        progress: Told what it is doing.
+        variables: Its process environment, where that is not the environment's own.
 
     Raises:
         SlipwayError: Whatever the worker raised, as the class it raised.
@@ -31,7 +42,8 @@ def call(
     """
     request_file, result_file = folder / "request.json", folder / "result.json"
     request_file.write_text(json.dumps(request))
-    variables = {**environment.variables(), "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    base = environment.variables() if variables is None else variables
+    variables = {**base, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     code = processes.run_logged(
         [str(environment.python), "-m", module, str(request_file), str(result_file)],
         log=log,

@@ -27,11 +27,21 @@ _MEANINGFUL_SPREAD = 30
 
 @dataclass(frozen=True)
 class Tolerance:
-    """``|a - b| <= atol + rtol * |b|`` for every element, with the reason for the figures."""
+    """What may differ, with the reason for the figures.
+
+    Attributes:
+        atol: The error that any element may have.
+        rtol: What is added to it, as a share of the expected element's magnitude.
+        reason: Why.
+        spread: What is added to it, as a share of the standard deviation of the expected row.
+        cosine: The least cosine similarity of a row.
+    """
 
     atol: float
     rtol: float
     reason: str
+    spread: float = 0.0
+    cosine: float = 0.0
 
     @classmethod
     def of(cls, precision: str) -> Tolerance:
@@ -40,7 +50,18 @@ class Tolerance:
 
     def allowed(self, expected: Array) -> Array:
         """How far each element may be off; the shape is that of `expected`."""
-        return np.asarray(self.atol + self.rtol * np.abs(expected), np.float32)
+        spread = expected.std(axis=-1, keepdims=True)
+        allowed = self.atol + self.rtol * np.abs(expected) + self.spread * spread
+        return np.asarray(allowed, np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """The tolerance as the manifest records it; what is not judged is left out."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def __str__(self) -> str:
+        return f"{self.atol:g} + {self.rtol:g} * |logit|" + (
+            f" + {self.spread:g} * the row's deviation" if self.spread else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -103,15 +124,18 @@ def _judge(name: str, expected: Array, actual: Array, tolerance: Tolerance) -> C
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
     worst = np.argsort(error / allowed, axis=None)[::-1][:_WORST_SHOWN]
     top5 = float(np.mean(top))
+    cosine = float((products / norms).min())
     return Case(
         name=name,
         batch=len(expected),
         max_abs=float(error.max()),
         max_rel=float((error / (np.abs(expected) + tolerance.atol)).max()),
-        cosine=float((products / norms).min()),
+        cosine=cosine,
         top1=float(np.mean(expected.argmax(axis=1) == actual.argmax(axis=1))),
         top5=top5,
-        passed=bool((error <= allowed).all()) and math.isclose(top5, 1.0),
+        passed=bool((error <= allowed).all())
+        and math.isclose(top5, 1.0)
+        and not cosine < tolerance.cosine,
         worst=tuple(
             f"row {row}, class {column}: expected {expected[row, column]:.6f}, "
             f"got {actual[row, column]:.6f}, off by {error[row, column]:.2e} "

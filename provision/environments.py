@@ -192,6 +192,7 @@ def _make(
     create = [uv, "venv", "--relocatable", "--python", str(interpreter.executable), str(staged)]
     # The lock is complete, so nothing beside it is installed.
     install = [uv, "pip", "install", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    install += [f"--no-binary={package}" for package in facts.get("sdists", ())]
     install += ["--python", str(staged / "bin" / "python"), "--requirements", str(lock_file(name))]
     try:
         for command in (create, install):

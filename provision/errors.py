@@ -127,6 +127,18 @@ class RepositoryError(SlipwayError):
     exit_code = 24
 
 
+class ConversionError(SlipwayError):
+    """The ONNX graph could not be converted to a TensorRT plan."""
+
+    exit_code = 25
+
+
+class PlanError(SlipwayError):
+    """A TensorRT plan does not fit the server, the GPU or the model."""
+
+    exit_code = 26
+
+
 class ServerStartError(SlipwayError):
     """The Triton server did not start, or died."""
 

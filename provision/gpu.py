@@ -95,7 +95,7 @@ def read_gpu(python: Path | None, vendor: Path | None = None) -> Gpu:
     """
     cuda = read_cuda(vendor)
     ours = sorted(vendor.glob("tensorrt-*"), reverse=True) if vendor else []
-    driver, devices = _driver()
+    driver, devices = read_driver()
     return Gpu(
         cuda=cuda,
         driver=driver,
@@ -148,7 +148,8 @@ def _in_targets(root: Path, name: str) -> Path:
     return next((p for p in (root / "include" / name, *found) if p.is_file()), root / name)
 
 
-def _driver() -> tuple[str, tuple[Device, ...]]:
+def read_driver() -> tuple[str, tuple[Device, ...]]:
+    """The driver's version, empty where there is none, and the GPUs that it drives."""
     program = shutil.which("nvidia-smi")
     if not program:
         return "", ()

@@ -1,0 +1,375 @@
+"""Convert an ONNX graph to a TensorRT plan, and prove it before it is kept (recipe step 4).
+
+Precision first (in the graph), then the judgement of the graph, the build, and on a GPU the plan's
+own layers and the judgement of what it answers. The plan and its record are written at the end, so
+that whatever fails leaves what was there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import delegate, graph, photos
+from pipeline.builder import Builder
+from pipeline.plan import PlanRecord, sidecar
+from pipeline.plan_options import QUANTIZED, PlanOptions
+from pipeline.verify import Tolerance
+from provision import environments, tensorrt_python
+from provision.console import say, step, warn
+from provision.errors import ConversionError, SlipwayError, VerificationError
+from provision.files import fresh_folder, sha256, write_atomically
+from provision.gpu import Device, read_driver
+from provision.layout import Layout
+from provision.tensorrt_python import TensorRtPython
+
+# What RTX plans are built for where nothing is said: what the library itself would take is the GPU
+# of the host. https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
+_RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
+_RTX_FP8 = ("8.9", "12.0")
+_SHOWN = 5
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert.
+
+    Attributes:
+        onnx: The graph, fp32.
+        plan: The file to write.
+        options: What the plan is built with.
+        preprocessing: What images go through before the model; empty where that is not known.
+        name: What the model is called, in messages and logs.
+    """
+
+    onnx: Path
+    plan: Path
+    options: PlanOptions
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+def tensorrt_of(layout: Layout, engine: str, wanted: str = "") -> TensorRtPython:
+    """The TensorRT that an engine's name stands for.
+
+    Raises:
+        HostError: It is not installed.
+    """
+    if engine == "tensorrt_rtx":
+        return tensorrt_python.for_rtx(layout)
+    return tensorrt_python.find(layout, wanted)
+
+
+def convert(layout: Layout, conversion: Conversion, tensorrt: TensorRtPython) -> PlanRecord:
+    """Convert, verify, and write the plan with its record.
+
+    Raises:
+        ConversionError: The graph is not whole, or TensorRT does not take it.
+        VerificationError: What comes out differs from ONNX Runtime by more than is allowed.
+        UsageError: The options do not fit the graph or this TensorRT.
+        HostError: TensorRT cannot be used on this host.
+    """
+    driver, devices = read_driver()
+    name = conversion.name or conversion.onnx.stem
+    log = layout.logs / f"convert-{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    with _work(layout, name) as work:
+        builder = Builder(tensorrt, devices, work, log)
+        options = _settled(conversion.options, builder)
+        builder.check(options)
+        say(f"{tensorrt.name}: {_typing(builder)}; {_tf32(options)}")
+        worker = _Worker(layout, work, log)
+        found = worker({"job": "read", "onnx": str(conversion.onnx)})
+        whole = graph.from_json(found)
+        profile = whole.profile(options.batches)
+        if not tensorrt.rtx:
+            with step(f"Try {tensorrt.name}") as trying:
+                builder.probe(trying.progress)
+        prepared = _put_precision(worker, conversion, options, work, whole)
+        plan = work / "model.plan"
+        converted = work / "converted.onnx"
+        cache = _timing_cache(layout, options, builder)
+        with step(f"Build {name} in {options.precision} with {tensorrt.name}") as building:
+            try:
+                built = builder.build(
+                    converted,
+                    plan,
+                    options,
+                    profile,
+                    timing_cache=cache,
+                    progress=building.progress,
+                )
+            except ConversionError as error:
+                raise _with_line(worker, converted, error) from None
+            building.detail = (
+                f"{plan.stat().st_size / 2**20:.1f} MiB, {_summary(built['layers'], options)}"
+            )
+        engine, judged = _run(worker, builder, conversion, options, prepared, work, profile)
+        verification = {
+            **({"graph": prepared["graph"]} if "graph" in prepared else {}),
+            **({"plan": judged} if judged else {}),
+        }
+        record = PlanRecord(
+            product="tensorrt_rtx" if tensorrt.rtx else "tensorrt",
+            tensorrt=built["tensorrt"],
+            sha256=sha256(plan),
+            onnx_sha256=sha256(conversion.onnx),
+            precision=options.precision,
+            strongly_typed=builder.strongly_typed,
+            inputs=found["inputs"],
+            outputs=found["outputs"],
+            profile=profile,
+            gpu=_gpu(driver, devices) if builder.runs else {},
+            capabilities=options.capabilities,
+            options={**options.to_json(), "flags": built["flags"]},
+            layers=built["layers"],
+            engine=engine,
+            verification=verification,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+        _write(plan, record, conversion.plan)
+    return record
+
+
+class _Worker:
+    """The convert environment."""
+
+    def __init__(self, layout: Layout, folder: Path, log: Path) -> None:
+        self.environment = environments.ensure(layout, "convert")
+        self.folder = folder
+        self.log = log
+
+    def __call__(self, request: dict[str, Any], progress: Any = lambda _: None) -> dict[str, Any]:
+        return delegate.call(
+            self.environment,
+            "pipeline.convert_worker",
+            request,
+            folder=self.folder,
+            log=self.log,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _work(layout: Layout, name: str) -> Iterator[Path]:
+    work = layout.transit / "convert" / _UNSAFE.sub("_", name)
+    fresh_folder(work)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _settled(options: PlanOptions, builder: Builder) -> PlanOptions:
+    if builder.tensorrt.rtx and not options.capabilities:
+        usual = _RTX_FP8 if options.precision == "fp8" else _RTX_CAPABILITIES
+        return replace(options, capabilities=usual)
+    return options
+
+
+def _put_precision(
+    worker: _Worker,
+    conversion: Conversion,
+    options: PlanOptions,
+    work: Path,
+    whole: graph.Graph,
+) -> dict[str, Any]:
+    request = {
+        "job": "precision",
+        "onnx": str(conversion.onnx),
+        "converted": str(work / "converted.onnx"),
+        "inputs": str(work / "inputs.npz"),
+        "precision": options.precision,
+        "preprocessing": dict(conversion.preprocessing),
+        "photos": {photo.name: str(photo.path) for photo in photos.sample_photos()},
+        "calibration": str(options.calibration or ""),
+        "batches": options.batches.each if options.batches and whole.dynamic else [],
+    }
+    with step(f"Put {options.precision} into the graph") as putting:
+        answer = worker(request, putting.progress)
+        if "cases" in answer:
+            tolerance = Tolerance.of(options.precision)
+            answer["graph"] = _judged("the graph", answer["cases"], tolerance, worker.log)
+            putting.detail = _errors(answer["graph"])
+        else:
+            putting.detail = "as it is"
+        if options.precision in QUANTIZED:
+            putting.detail += f"; calibrated with {answer['calibrated']} images"
+    return answer
+
+
+def _run(
+    worker: _Worker,
+    builder: Builder,
+    conversion: Conversion,
+    options: PlanOptions,
+    prepared: dict[str, Any],
+    work: Path,
+    profile: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What can be known only on a GPU: the plan's layers, and what it answers."""
+    if not builder.runs:
+        why = "no GPU of this host runs it" if builder.tensorrt.rtx else "this host has no GPU"
+        warn(f"the plan was built and not run ({why}), so its answers are not verified")
+        return {}, {}
+    plan, outputs = work / "model.plan", work / "outputs.npz"
+    with step("Compare the plan with ONNX Runtime") as comparing:
+        engine = builder.inspect(plan, options.precision)
+        builder.infer(plan, work / "inputs.npz", outputs)
+        request = {
+            "job": "judge",
+            "onnx": str(conversion.onnx),
+            "inputs": str(work / "inputs.npz"),
+            "outputs": str(outputs),
+            "names": prepared["names"],
+            "precision": options.precision,
+        }
+        answer = worker(request, comparing.progress)
+        try:
+            judged = _judged(
+                "the plan", answer["cases"], Tolerance.of(options.precision), worker.log
+            )
+        except VerificationError as error:
+            if options.debug:
+                error.cause = _first_difference(worker, builder, request, work, options, profile)
+            else:
+                error.fix += "; `--debug` finds the first layer that differs"
+            raise
+        judged["polygraphy"] = answer["polygraphy"]
+        comparing.detail = _errors(judged)
+    return engine, judged
+
+
+def _first_difference(
+    worker: _Worker,
+    builder: Builder,
+    judged: dict[str, Any],
+    work: Path,
+    options: PlanOptions,
+    profile: dict[str, Any],
+) -> str:
+    """Build again with every tensor as an output, and find the first that differs."""
+    plan, outputs = work / "debug.plan", work / "debug.npz"
+    with step("Find the first layer that differs") as finding:
+        builder.build(
+            work / "converted.onnx",
+            plan,
+            options,
+            profile,
+            timing_cache=None,
+            all_outputs=True,
+            progress=finding.progress,
+        )
+        builder.infer(plan, work / "inputs.npz", outputs)
+        found = worker({**judged, "job": "bisect", "outputs": str(outputs)}, finding.progress)
+        if not found["tensor"]:
+            return "with every layer as an output none differs, so a fusion of layers does"
+        finding.detail = f"{found['operator']} {found['node']}"
+        return (
+            f"the first layer that differs is {found['node']}, operator {found['operator']}, by "
+            f"{found['max_abs']:.3g}: {found['line'][:300]}"
+        )
+
+
+def _judged(
+    what: str, cases: list[dict[str, Any]], tolerance: Tolerance, log: Path
+) -> dict[str, Any]:
+    """The judgement as the record has it.
+
+    Raises:
+        VerificationError: A case failed.
+    """
+    failed = [case for case in cases if not case["passed"]]
+    if failed:
+        worst = [f"    {case['name']}: {w}" for case in failed for w in case["worst"]][:_SHOWN]
+        shown = "\n".join(worst)
+        figures = "; ".join(
+            f"{case['name']}: largest error {case['max_abs']:.3g}, cosine {case['cosine']:.4f}, "
+            f"top-1 {case['top1']:.0%}"
+            for case in failed
+        )
+        raise VerificationError(
+            f"{what} does not compute what the original computes in fp32, within {tolerance} and "
+            f"cosine {tolerance.cosine:g}: {figures}. The worst outputs:\n{shown}",
+            cause=f"{tolerance.reason}; random weights amplify what is rounded",
+            fix="choose a wider --precision, or calibrate with more images of your own "
+            "(--calibration FOLDER)",
+            log=log,
+        )
+    kept = [{k: v for k, v in case.items() if k != "worst"} for case in cases]
+    return {"tolerance": tolerance.to_json(), "cases": kept}
+
+
+def _errors(judged: dict[str, Any]) -> str:
+    cases = judged["cases"]
+    return (
+        f"largest error {max(c['max_abs'] for c in cases):.1e}, cosine "
+        f"{min(c['cosine'] for c in cases):.5f}, top-1 {min(c['top1'] for c in cases):.0%}"
+    )
+
+
+def _summary(layers: Mapping[str, Mapping[str, int]], options: PlanOptions) -> str:
+    computing = ("CONVOLUTION", "MATRIX_MULTIPLY", "DECONVOLUTION", "FULLY_CONNECTED")
+    kinds = [f"{sum(layers[k].values())} {k.lower()}" for k in computing if k in layers]
+    quantized = "quantized to " if options.precision in QUANTIZED else "in "
+    return f"{', '.join(kinds) or 'no computing'} layers {quantized}{options.precision}"
+
+
+def _with_line(worker: _Worker, converted: Path, error: ConversionError) -> SlipwayError:
+    """The error of a node, with the node's line of the ONNX graph."""
+    named = re.search(r"node \d+ \((.+?)\)", error.what)
+    text = (
+        worker({"job": "line", "onnx": str(converted), "node": named.group(1)})["line"]
+        if named
+        else ""
+    )
+    if text:
+        error.cause = f"the node is: {text[:300]}"
+    return error
+
+
+def _timing_cache(layout: Layout, options: PlanOptions, builder: Builder) -> Path | None:
+    """Tactics are measured per GPU and version; RTX measures none when it builds."""
+    if builder.tensorrt.rtx:
+        return options.timing_cache
+    if options.timing_cache:
+        return options.timing_cache.expanduser().absolute()
+    gpu = _UNSAFE.sub("-", builder.devices[0].name) if builder.devices else "no-gpu"
+    folder = layout.factory / "timing"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"tensorrt-{builder.tensorrt.version}-{gpu}.cache"
+
+
+def _gpu(driver: str, devices: tuple[Device, ...]) -> dict[str, str]:
+    first = devices[0]
+    return {"name": first.name, "capability": first.capability, "driver": driver}
+
+
+def _typing(builder: Builder) -> str:
+    if builder.strongly_typed:
+        return "strongly typed, so each layer computes in the graph's types"
+    return "the precision is a flag of the builder"
+
+
+def _tf32(options: PlanOptions) -> str:
+    return "TF32 is on, as asked" if options.precision == "tf32" else "TF32 is off"
+
+
+def _write(plan: Path, record: PlanRecord, target: Path) -> None:
+    """Put a plan and its record in place; a plan is never beside another one's record."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sidecar(target).unlink(missing_ok=True)
+    staged = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copyfile(plan, staged)
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
+    write_atomically(sidecar(target), record.to_text())
