@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cli_plan import Jobs, add_convert
+from pipeline.cli_plan import Jobs, add_convert, add_plan_options, plan_options
+from pipeline.plan_options import ENGINES
 from provision.errors import SlipwayError, all_errors
 from provision.failures import end_in_order, run
 from provision.layout import Layout, log_folder
@@ -95,10 +96,24 @@ def _add_deploy(jobs: Jobs) -> None:
     job.add_argument(
         "--threads", type=_positive, metavar="N", help="threads of each copy (default: all cores)"
     )
+    job.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what runs it; auto takes TensorRT where a GPU, the library and a server with that "
+        "backend are there, and says why not (default: %(default)s)",
+    )
+    job.add_argument(
+        "--plan", type=Path, metavar="PLAN", help="a TensorRT plan of `convert`, ready to be served"
+    )
+    job.add_argument(
+        "--cuda-graphs", action="store_true", help="launch TensorRT plans as CUDA graphs"
+    )
     job.add_argument("--force", action="store_true", help="deploy even where nothing has changed")
     job.add_argument(
         "--no-wait", action="store_true", help="fail if another deploy of MODEL is at work"
     )
+    add_plan_options(job)
     job.set_defaults(job=_deploy)
 
 
@@ -230,6 +245,10 @@ def _deploy(layout: Layout, options: argparse.Namespace) -> int:
         max_batch_size=options.max_batch_size,
         instances=options.instances,
         threads=options.threads,
+        engine=options.engine,
+        plan=plan_options(options),
+        ready=options.plan.expanduser().absolute() if options.plan else None,
+        cuda_graphs=options.cuda_graphs,
         force=options.force,
         wait=not options.no_wait,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from pipeline.engines import OnnxRuntimeEngine
+from pipeline.engines import Engine
 from provision.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def deployed_config(
     side: int,
     classes: int,
     max_batch_size: int,
-    engine: OnnxRuntimeEngine,
+    engine: Engine,
     own_source: bool,
 ) -> Any:
     """The configuration to deploy: the source, fitted to the model, with the engine's part.

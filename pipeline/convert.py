@@ -138,6 +138,34 @@ def convert(layout: Layout, conversion: Conversion, tensorrt: TensorRtPython) ->
     return record
 
 
+def prove(
+    layout: Layout,
+    conversion: Conversion,
+    plan: Path,
+    record: PlanRecord,
+    tensorrt: TensorRtPython,
+) -> PlanRecord:
+    """Run a plan that was built before against its graph; its record with what came of it.
+
+    Raises:
+        VerificationError: It does not compute what the graph computes.
+        HostError: TensorRT cannot be used on this host.
+    """
+    _, devices = read_driver()
+    log = layout.logs / f"convert-{conversion.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    with _work(layout, conversion.name) as work:
+        builder = Builder(tensorrt, devices, work, log)
+        worker = _Worker(layout, work, log)
+        whole = graph.from_json(worker({"job": "read", "onnx": str(conversion.onnx)}))
+        shutil.copyfile(plan, work / "model.plan")
+        options = replace(conversion.options, precision="fp32", debug=False)
+        prepared = _put_precision(worker, conversion, options, work, whole)
+        options = replace(options, precision=record.precision)
+        engine, judged = _run(worker, builder, conversion, options, prepared, work, {})
+    verification = {**record.verification, **({"plan": judged} if judged else {})}
+    return replace(record, engine=engine or record.engine, verification=verification)
+
+
 class _Worker:
     """The convert environment."""
 
@@ -181,17 +209,7 @@ def _put_precision(
     work: Path,
     whole: graph.Graph,
 ) -> dict[str, Any]:
-    request = {
-        "job": "precision",
-        "onnx": str(conversion.onnx),
-        "converted": str(work / "converted.onnx"),
-        "inputs": str(work / "inputs.npz"),
-        "precision": options.precision,
-        "preprocessing": dict(conversion.preprocessing),
-        "photos": {photo.name: str(photo.path) for photo in photos.sample_photos()},
-        "calibration": str(options.calibration or ""),
-        "batches": options.batches.each if options.batches and whole.dynamic else [],
-    }
+    request = _precision_request(conversion, options, work, whole)
     with step(f"Put {options.precision} into the graph") as putting:
         answer = worker(request, putting.progress)
         if "cases" in answer:
@@ -203,6 +221,22 @@ def _put_precision(
         if options.precision in QUANTIZED:
             putting.detail += f"; calibrated with {answer['calibrated']} images"
     return answer
+
+
+def _precision_request(
+    conversion: Conversion, options: PlanOptions, work: Path, whole: graph.Graph
+) -> dict[str, Any]:
+    return {
+        "job": "precision",
+        "onnx": str(conversion.onnx),
+        "converted": str(work / "converted.onnx"),
+        "inputs": str(work / "inputs.npz"),
+        "precision": options.precision,
+        "preprocessing": dict(conversion.preprocessing),
+        "photos": {photo.name: str(photo.path) for photo in photos.sample_photos()},
+        "calibration": str(options.calibration or ""),
+        "batches": options.batches.each if options.batches and whole.dynamic else [],
+    }
 
 
 def _run(

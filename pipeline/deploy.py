@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import classifiers, delegate, photos
+from pipeline import classifiers, delegate, deploy_plan, photos
+from pipeline.choose_engine import Choice, Facts, choose, read_facts
 from pipeline.manifest import Manifest, damaged
+from pipeline.plan_options import Asked, PlanOptions
 from pipeline.repository import Repository, check_name
 from pipeline.weights import WeightsSpec
 from provision import environments
@@ -24,15 +26,21 @@ SOURCES = REPOSITORY / "model_repository"
 _TEMPLATE = "resnet50"
 # What a deployed version depends on besides its options: the code that makes it, and its locks.
 _MAKERS = (
+    "builder.py",
+    "calibration.py",
     "config.py",
+    "convert.py",
+    "convert_worker.py",
     "engines.py",
     "export.py",
     "images.py",
     "install.py",
     "onnxruntime_model.py",
     "photos.toml",
+    "precision.py",
     "prepare.py",
     "preprocess.py",
+    "tensorrt_worker.py",
     "tolerances.toml",
     "verify.py",
     "weights.py",
@@ -51,6 +59,10 @@ class DeployRequest:
             dimension; None for what the source says.
         instances: How many copies serve; None for what suits the cores.
         threads: How many threads each; None for what suits the cores.
+        engine: What is to run it.
+        plan: What a TensorRT plan is built with.
+        ready: A plan that was built already, instead.
+        cuda_graphs: Whether plans are launched as CUDA graphs.
         force: Deploy a new version even where nothing has changed.
         wait: Wait for another deploy of the same model, instead of failing.
     """
@@ -61,6 +73,10 @@ class DeployRequest:
     max_batch_size: int | None = None
     instances: int | None = None
     threads: int | None = None
+    engine: Asked = "auto"
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    ready: Path | None = None
+    cuda_graphs: bool = False
     force: bool = False
     wait: bool = True
 
@@ -75,13 +91,18 @@ class DeployRequest:
         folders = (SOURCES / name for name in (self.model, self.architecture, _TEMPLATE))
         return next(folder for folder in folders if (folder / "config.pbtxt").is_file())
 
-    def fingerprint(self) -> str:
-        """A hash over everything that decides what is deployed."""
+    def fingerprint(self, choice: Choice, facts: Facts) -> str:
+        """A hash over everything that decides what is deployed.
+
+        Args:
+            choice: The engine.
+            facts: What it was chosen by.
+        """
         here = Path(__file__).parent
         files = [here / name for name in _MAKERS]
         files += [file for file in sorted(self.source.iterdir()) if file.is_file()]
         files += [environments.lock_file("export")]
-        facts = {
+        decided = {
             "architecture": self.architecture,
             "weights": self.weights.to_json(),
             "max_batch_size": self.max_batch_size,
@@ -89,8 +110,18 @@ class DeployRequest:
             "threads": self.threads,
             "cores": available_cores(),
             "files": [sha256(file) for file in files],
+            "engine": choice.engine,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        if choice.engine == "tensorrt":
+            decided |= {
+                "plan": repr(self.plan),
+                "ready": sha256(self.ready) if self.ready else "",
+                "cuda_graphs": self.cuda_graphs,
+                "tensorrt": facts.wanted,
+                "devices": repr(facts.devices),
+                "driver": facts.driver,
+            }
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -110,15 +141,22 @@ def deploy(layout: Layout, request: DeployRequest) -> Deployed:
     """Make a model's next version live, unless the live one is what was asked for already.
 
     Raises:
-        UsageError: There is no such classifier, or the name cannot be a model's.
+        UsageError: There is no such classifier, the name cannot be a model's, or options do not
+            go together.
+        HostError: TensorRT was asked for and cannot serve here.
+        PlanError: The plan does not fit the server or the GPU.
         SlipwayError: Whatever fails; nothing that was live before is touched then.
     """
     classifiers.check(request.architecture)
     check_name(request.model)
+    facts = read_facts(layout)
+    if request.ready:
+        deploy_plan.check_ready(request.ready, facts)
+    choice = choose("tensorrt" if request.ready else request.engine, facts)
     repository = Repository(layout)
     waiting = _say_waiting if request.wait else None
     with repository.exclusive(request.model, waiting):
-        fingerprint = request.fingerprint()
+        fingerprint = request.fingerprint(choice, facts)
         live = None if request.force else _unchanged(repository, request.model, fingerprint)
         if live:
             say(
@@ -126,7 +164,7 @@ def deploy(layout: Layout, request: DeployRequest) -> Deployed:
                 f"since {live.created}; `--force` deploys it again"
             )
             return Deployed(live, changed=False)
-        manifest = _deploy(layout, repository, request, fingerprint)
+        manifest = _deploy(layout, repository, request, fingerprint, choice, facts)
         return Deployed(manifest, changed=True)
 
 
@@ -143,19 +181,35 @@ def _unchanged(repository: Repository, model: str, fingerprint: str) -> Manifest
 
 
 def _deploy(
-    layout: Layout, repository: Repository, request: DeployRequest, fingerprint: str
+    layout: Layout,
+    repository: Repository,
+    request: DeployRequest,
+    fingerprint: str,
+    choice: Choice,
+    facts: Facts,
 ) -> Manifest:
     # Not needed to find that nothing has changed, which has to be quick.
     from pipeline.config import read_config
-    from pipeline.engines import OnnxRuntimeEngine
+    from pipeline.engines import Engine, OnnxRuntimeEngine
     from pipeline.install import Prepared, install_version
 
     model = request.model
     max_batch_size = request.max_batch_size
     if max_batch_size is None:
         max_batch_size = int(read_config(request.source / "config.pbtxt").max_batch_size)
-    engine = OnnxRuntimeEngine.choose(instances=request.instances, threads=request.threads)
-    say(f"engine {engine.name}: {engine.reason}")
+    plan = request.plan
+    if choice.engine == "tensorrt":
+        max_batch_size, plan = deploy_plan.settle_batches(
+            plan, max_batch_size, given=request.max_batch_size
+        )
+    engine: Engine
+    if choice.engine == "tensorrt":
+        say(f"engine tensorrt: {choice.reason}")
+    else:
+        engine = on_cpu = OnnxRuntimeEngine.choose(
+            instances=request.instances, threads=request.threads, reason=choice.reason
+        )
+        say(f"engine {engine.name}: {engine.reason}")
     work = layout.transit / "deploy" / model
     fresh_folder(work)
     onnx, reference = work / "model.onnx", work / "reference.npz"
@@ -172,6 +226,21 @@ def _deploy(
         prepared = Prepared(**_prepare(layout, model, order, work))
         if prepared.weights["note"]:
             warn(prepared.weights["note"])
+        if choice.engine == "tensorrt":
+            wanted = deploy_plan.PlanOrder(
+                model=model,
+                options=plan,
+                ready=request.ready,
+                instances=request.instances or 1,
+                cuda_graphs=request.cuda_graphs,
+                reason=choice.reason,
+            )
+            engine, files = deploy_plan.make(
+                layout, wanted, onnx, prepared.preprocessing, facts, work
+            )
+            prepared.verification.update(engine.record.verification)
+        else:
+            files = on_cpu.files(onnx)
         with step(f"Install {model} into {repository.path}") as installing:
             manifest = install_version(
                 repository,
@@ -180,7 +249,7 @@ def _deploy(
                 source=request.source,
                 engine=engine,
                 max_batch_size=max_batch_size,
-                files={**engine.files(onnx), "reference.npz": reference},
+                files={**files, "reference.npz": reference},
                 architecture=request.architecture,
                 fingerprint=fingerprint,
                 photos={name: sha256(path) for name, path in samples.items()},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import deployed_config, read_config, read_labels, to_text
-from pipeline.engines import OnnxRuntimeEngine
+from pipeline.engines import Engine
 from pipeline.manifest import Manifest, describe
 from pipeline.repository import Repository, add_file, add_files
 from provision.errors import ConfigError
@@ -34,7 +34,7 @@ def install_version(
     prepared: Prepared,
     *,
     source: Path,
-    engine: OnnxRuntimeEngine,
+    engine: Engine,
     max_batch_size: int,
     files: Mapping[str, Path],
     architecture: str,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from provision.errors import UsageError
 
+Asked = Literal["auto", "tensorrt", "onnxruntime"]
+ENGINES: tuple[Asked, ...] = ("auto", "tensorrt", "onnxruntime")
 PRECISIONS = ("fp32", "tf32", "fp16", "int8", "fp8")
 HARDWARE = ("ampere_plus", "same_compute_capability")
 QUANTIZED = frozenset({"int8", "fp8"})

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,11 +175,19 @@ def _round_up(value: float) -> float:
 def _verification(manifest: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Any]]] | None:
     """The columns and the rows of the verification cases, whatever they hold."""
     verification = manifest.get("verification")
-    cases = verification.get("cases") if isinstance(verification, Mapping) else None
-    if not isinstance(cases, Sequence):
+    if not isinstance(verification, Mapping):
         return None
-    rows = [case for case in cases if isinstance(case, Mapping)]
+    rows = _cases(verification)
+    for part, what in (("graph", "converted graph"), ("plan", "plan")):
+        judged = verification.get(part)
+        if isinstance(judged, Mapping):
+            rows += [{**case, "name": f"{what}: {case.get('name')}"} for case in _cases(judged)]
     return (list(dict.fromkeys(key for row in rows for key in row)), rows) if rows else None
+
+
+def _cases(judged: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    cases = judged.get("cases")
+    return [c for c in cases if isinstance(c, Mapping)] if isinstance(cases, list) else []
 
 
 def _ms(value: float) -> str:

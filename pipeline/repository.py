@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.manifest import Manifest
-from provision.errors import StorageError, UsageError
+from provision.errors import RepositoryError, StorageError, UsageError
 from provision.files import fresh_folder, fsync_tree, lock, put_folder
 from provision.layout import Layout
 
@@ -60,6 +60,16 @@ class Repository:
         """
         versions = self.versions(model)
         return Manifest.read(self.manifest_path(model, versions[-1])) if versions else None
+
+    def plans(self) -> dict[str, bool]:
+        """The models that are TensorRT plans, and whether later TensorRTs may load each."""
+        found = {}
+        for model in self.models():
+            with contextlib.suppress(RepositoryError):  # which whoever serves it will show
+                manifest = self.latest(model)
+                if manifest and manifest.engine.get("name") == "tensorrt":
+                    found[model] = bool(manifest.engine["version_compatible"])
+        return found
 
     @contextlib.contextmanager
     def exclusive(self, model: str, waiting: Callable[[str], None] | None) -> Iterator[None]:

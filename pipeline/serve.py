@@ -43,7 +43,8 @@ def serve(
         )
     # Before the installation is looked at, which may have to be made anew, under that server.
     server.refuse_second(layout)
-    installation = server_installation(layout, which)
+    plans = Repository(layout).plans()
+    installation = server_installation(layout, which, plans=plans)
     record = server.start(layout, installation, options, role="serve", bound=not detach)
     if detach:
         _show(record)

@@ -209,6 +209,7 @@ def command(installation: ServerInstallation, record: ServerRecord) -> list[str]
         f"--exit-timeout-secs={_EXIT_TIMEOUT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={record.shared_memory_prefix}",
     ]
+    line += [f"--backend-config={config}" for config in installation.backend_config]
     if installation.grpc:
         line.append(f"--grpc-port={record.grpc}")
     if installation.addresses:

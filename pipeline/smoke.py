@@ -174,8 +174,11 @@ def _server(layout: Layout, request: SmokeRequest) -> Iterator[tuple[str, str, b
         yield request.url, "named with --url", False
         return
     record = server_record.awaited(layout)
+    plans = Repository(layout).plans()
     installation = (
-        None if record and not request.which else server_installation(layout, request.which)
+        None
+        if record and not request.which
+        else server_installation(layout, request.which, plans=plans)
     )
     if record and (installation is None or record.installation == installation.name):
         yield record.url, "ours, which runs already", False

@@ -206,9 +206,7 @@ class Run:
                 )
             if not same_ranking(reference, self._answers[name], allowed=float(allowed.max())):
                 raise CheckFailed(f"{name}: the five best classes are others")
-        return (
-            f"largest error {worst:.1e}, allowed {tolerance.atol:g} + {tolerance.rtol:g} * |logit|"
-        )
+        return f"largest error {worst:.1e}, allowed {tolerance}"
 
     def _batches(self) -> str:
         largest = int(self.client.config(self.model)["max_batch_size"])
@@ -325,6 +323,8 @@ class Run:
     def _tolerance(self) -> Tolerance:
         if self.manifest is None:
             return Tolerance.of("fp32")
+        if self.manifest.engine["precision"] != "fp32":
+            return Tolerance.of(self.manifest.engine["precision"])
         facts = self.manifest.verification
         return Tolerance(facts["atol"], facts["rtol"], facts["reason"])
 

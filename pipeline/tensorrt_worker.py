@@ -146,6 +146,7 @@ def infer(request: dict[str, Any]) -> dict[str, Any]:
         request: "plan", "inputs" (a .npz, one array an iteration for each input, named
             ``ITERATION/INPUT``) and "outputs" (the .npz to write, the same way).
     """
+    _tensorrt()
     import numpy as np
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.comparator import Comparator

@@ -15,8 +15,12 @@ from provision.layout import Layout
 from provision.releases import release
 
 
-def installed_server(layout: Layout) -> ServerInstallation:
+def installed_server(layout: Layout, *, python: bool = True) -> ServerInstallation:
     """The server in ``triton/server``, with the Python environment for its Python backend.
+
+    Args:
+        layout: Where.
+        python: Whether it has to have that backend; plans do without.
 
     Raises:
         HostError: None is installed, or not with the Python backend.
@@ -27,6 +31,8 @@ def installed_server(layout: Layout) -> ServerInstallation:
         raise HostError(
             f"no server was built into {folder}", fix="build one: `nox -s build_server`"
         )
+    if "python" not in manifest.features and not python:
+        return built_server(folder, manifest)
     if "python" not in manifest.features:
         raise HostError(
             f"the server in {folder} has no Python backend, which serves ONNX models here",

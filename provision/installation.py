@@ -24,6 +24,7 @@ class ServerInstallation:
         agents: What to give as ``--repoagent-directory``; None where it has no repository agents.
         addresses: Whether it can be told the address to listen on; if not, it listens on all.
         grpc: Whether it has the gRPC endpoint.
+        backend_config: What to give as ``--backend-config``, beside what every server is given.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ServerInstallation:
     agents: Path | None = None
     addresses: bool = True
     grpc: bool = True
+    backend_config: tuple[str, ...] = ()
 
 
 def keep_bytecode_out(site_packages: Path) -> None:

@@ -25,6 +25,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from pipeline import deploy as deploying
 from pipeline import server
+from pipeline.choose_engine import Choice, Facts
 from pipeline.client import TritonClient
 from pipeline.config import read_config
 from pipeline.deploy import DeployRequest
@@ -38,6 +39,8 @@ from provision.installation import ServerInstallation
 from provision.layout import REPOSITORY, Layout
 
 MODEL = "squeezenet1_1"
+ON_CPU = Choice("onnxruntime", "a test")
+NO_GPU = Facts(driver="", devices=(), server=None, tensorrt=())
 DEPLOY = ("deploy", MODEL, "--weights", "random:1")
 UNCHANGED = f"{MODEL} version 1 is deployed already and nothing has changed since "
 Result = subprocess.CompletedProcess[str]
@@ -433,12 +436,12 @@ def test_fingerprint_is_of_everything_that_decides(tmp_path: Path) -> None:
         request_for(weights=WeightsSpec("pretrained", "IMAGENET1K_V1")),
         request_for(weights=from_file),
     ]
-    prints = [request.fingerprint() for request in requests]
+    prints = [request.fingerprint(ON_CPU, NO_GPU) for request in requests]
     weights.write_bytes(b"two")
-    prints.append(requests[-1].fingerprint())
+    prints.append(requests[-1].fingerprint(ON_CPU, NO_GPU))
     assert len(set(prints)) == len(prints)
     for same in (request_for(force=True), request_for(wait=False)):
-        assert same.fingerprint() == prints[0]
+        assert same.fingerprint(ON_CPU, NO_GPU) == prints[0]
 
 
 def test_source_is_the_models_own_or_borrowed(
@@ -448,7 +451,7 @@ def test_source_is_the_models_own_or_borrowed(
     assert request_for("resnet18").source == SOURCE
     shutil.copytree(SOURCE, tmp_path / "resnet50")
     monkeypatch.setattr(deploying, "SOURCES", tmp_path)
-    before = request_for("resnet18").fingerprint()
+    before = request_for("resnet18").fingerprint(ON_CPU, NO_GPU)
     own = tmp_path / "resnet18"
     own.mkdir()
     (own / "notes").touch()
@@ -456,5 +459,5 @@ def test_source_is_the_models_own_or_borrowed(
     shutil.copy(SOURCE / "config.pbtxt", own)
     assert request_for("resnet18").source == own
     assert request_for(name="resnet18").source == own
-    assert request_for("resnet18").fingerprint() != before
+    assert request_for("resnet18").fingerprint(ON_CPU, NO_GPU) != before
     assert read_config(own / "config.pbtxt").name == "resnet50"
