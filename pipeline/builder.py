@@ -23,6 +23,7 @@ from provision.tensorrt_python import CPU_WAY, TensorRtPython
 _STRONGLY_TYPED = Version("10.12")
 _FP8 = Version("10")
 _WORKSPACE = re.compile(r"workspace (limit|size)|insufficient memory", re.IGNORECASE)
+_CAPABILITY = re.compile(r"Compute capability (\d+\.\d) \(SM\d+\) not supported")
 _TYPE = re.compile(r"target\(s\) sm(\d+), because the model contains HW-specific datatypes: (\w+)")
 
 
@@ -223,6 +224,12 @@ def _build_failure(name: str, kind: str, errors: list[str]) -> ConversionError:
             f"{name} found no way to compute a layer within the workspace",
             cause=said[:300],
             fix="give more: `--workspace 4GiB`, or leave it out for all there is",
+        )
+    unknown = _CAPABILITY.search(everything)
+    if unknown:
+        return ConversionError(
+            f"{name} builds nothing for compute capability {unknown.group(1)}",
+            fix="choose another --compute-capability, such as 8.6, 8.9 or 12.0",
         )
     typed = _TYPE.search(everything)
     if typed:

@@ -123,11 +123,10 @@ def _to_float8(path: Path) -> None:
     import onnx
     from onnx import numpy_helper
 
-    model = (
-        onnx.version_converter.convert_version(onnx.load(path), _FP8_OPSET)
-        if (_opset(onnx.load(path, load_external_data=False)) < _FP8_OPSET)
-        else onnx.load(path)
-    )
+    model = onnx.load(path)
+    if _opset(model) < _FP8_OPSET:
+        model = onnx.version_converter.convert_version(model, _FP8_OPSET)
+    del model.graph.value_info[:]  # which has the types of int8
     pairs = [n for n in model.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     scales = {node.input[1] for node in pairs}
     zeros = {node.input[2] for node in pairs}

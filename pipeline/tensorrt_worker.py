@@ -25,7 +25,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # which :func:`_load` loads; RTX has the same interface
 
 MARK = "slipway: "  # what a progress line begins with, see pipeline.worker
 _COMPUTING = ("CONVOLUTION", "DECONVOLUTION", "FULLY_CONNECTED", "MATRIX_MULTIPLY")
@@ -59,8 +62,8 @@ class Failure(Exception):  # noqa: N818 - it is what failed, in one word and mor
 
 def probe(_: dict[str, Any]) -> dict[str, Any]:
     """Load TensorRT and make a builder, which needs the libraries and, but for RTX, a GPU."""
-    trt = _tensorrt()
-    logger = _Logger(trt)
+    _load()
+    logger = _Logger()
     if not trt.Builder(logger.logger):
         raise Failure("no builder", "; ".join(logger.errors) or "TensorRT makes no builder")
     return {"tensorrt": str(trt.__version__), "python": sys.version.split()[0]}
@@ -81,11 +84,11 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         "layers" (how many of each type compute in which type), "quantized" (the share of computing
         layers whose inputs are quantized), "flags", "seconds" and "tensorrt".
     """
-    trt = _tensorrt()
+    _load()
     from polygraphy.backend.trt import engine_bytes_from_network, modify_network_outputs
 
     _tell("parsing")
-    network = _parse(trt, request)
+    network = _parse(request)
     if request["all_outputs"]:
         from polygraphy import constants
 
@@ -98,7 +101,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     with _polygraphy("build") as said:
         plan = engine_bytes_from_network(
             network,
-            config=_configure(trt, request, flags),
+            config=_configure(request, flags),
             save_timing_cache=request["timing_cache"] or None,
         )
     del said
@@ -121,7 +124,7 @@ def inspect(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         "layers" (how many layers write in which precision) and "memory" (of the device, in bytes).
     """
-    trt = _tensorrt()
+    _load()
     from polygraphy.backend.trt import engine_from_bytes
 
     with _polygraphy("load"):
@@ -146,7 +149,7 @@ def infer(request: dict[str, Any]) -> dict[str, Any]:
         request: "plan", "inputs" (a .npz, one array an iteration for each input, named
             ``ITERATION/INPUT``) and "outputs" (the .npz to write, the same way).
     """
-    _tensorrt()
+    _load()
     import numpy as np
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.comparator import Comparator
@@ -185,7 +188,7 @@ def engine_precisions(information: dict[str, Any]) -> dict[str, int]:
     return dict(found)
 
 
-def _parse(trt: Any, request: dict[str, Any]) -> Any:
+def _parse(request: dict[str, Any]) -> Any:
     from polygraphy.backend.trt import network_from_onnx_path
     from polygraphy.exception import PolygraphyException
 
@@ -194,16 +197,16 @@ def _parse(trt: Any, request: dict[str, Any]) -> Any:
         return network_from_onnx_path(request["onnx"], **typed)
     except PolygraphyException as error:
         # Polygraphy only prints what the parser found; the parser itself knows the nodes.
-        errors = _parser_errors(trt, request)
+        errors = _parser_errors(request)
         raise Failure("parse", str(error), errors=errors) from error
 
 
-def _parser_errors(trt: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+def _parser_errors(request: dict[str, Any]) -> list[dict[str, Any]]:
     from polygraphy.backend.trt import create_network
 
     typed = {"strongly_typed": True} if request["strongly_typed"] else {}
     _, network = create_network(**typed)
-    parser = trt.OnnxParser(network, _Logger(trt).logger)
+    parser = trt.OnnxParser(network, _Logger().logger)
     parser.parse_from_file(request["onnx"])
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     return [
@@ -217,7 +220,7 @@ def _parser_errors(trt: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _configure(trt: Any, request: dict[str, Any], flags: list[str]) -> Callable[..., Any]:
+def _configure(request: dict[str, Any], flags: list[str]) -> Callable[..., Any]:
     """The builder's configuration, as Polygraphy's loader makes it."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
@@ -225,9 +228,9 @@ def _configure(trt: Any, request: dict[str, Any], flags: list[str]) -> Callable[
     for name, (least, best, most) in request["profile"].items():
         profile.add(name, min=tuple(least), opt=tuple(best), max=tuple(most))
     options: dict[str, Any] = {"profiles": [profile]} if request["profile"] else {}
-    options.update(_named(trt, request))
+    options.update(_named(request))
     if hasattr(trt, "IProgressMonitor"):  # from 10.0
-        options["progress_monitor"] = _progress_monitor(trt)
+        options["progress_monitor"] = _progress_monitor()
     flag = _FLAGS.get(request["precision"])
     if flag and not request["strongly_typed"]:
         options[flag.lower()] = True
@@ -243,7 +246,7 @@ def _configure(trt: Any, request: dict[str, Any], flags: list[str]) -> Callable[
 
     def finish(builder: Any, network: Any, config: Any) -> None:
         del builder, network
-        _finish(trt, request, config)
+        _finish(request, config)
         flags.extend(
             name for name, value in trt.BuilderFlag.__members__.items() if config.get_flag(value)
         )
@@ -251,7 +254,7 @@ def _configure(trt: Any, request: dict[str, Any], flags: list[str]) -> Callable[
     return PostprocessConfig(created, finish)  # type: ignore[no-any-return] # it has no types
 
 
-def _named(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _named(request: dict[str, Any]) -> dict[str, Any]:
     """The options that were asked for, by the names that Polygraphy's loader has."""
     options: dict[str, Any] = {}
     if request["timing_cache"]:
@@ -266,7 +269,7 @@ def _named(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _finish(trt: Any, request: dict[str, Any], config: Any) -> None:
+def _finish(request: dict[str, Any], config: trt.IBuilderConfig) -> None:
     """What Polygraphy's loaders leave open: TF32 for RTX, and workspace before 8.4."""
     if request["precision"] == "tf32":
         config.set_flag(trt.BuilderFlag.TF32)
@@ -325,14 +328,14 @@ def _check_precision(
             )
 
 
-def _tensorrt() -> Any:
-    """TensorRT, or TensorRT for RTX where Polygraphy is told to use that.
+def _load() -> None:
+    """Load TensorRT, or TensorRT for RTX where Polygraphy is told to use that.
 
     https://github.com/NVIDIA/TensorRT/blob/main/tools/Polygraphy/polygraphy/config.py
     """
     name = "tensorrt_rtx" if os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX") == "1" else "tensorrt"
     try:
-        return __import__(name)
+        globals()["trt"] = __import__(name)
     except ModuleNotFoundError as error:
         if error.name == name:
             raise Failure("no package", f"there is no Python package {name}") from None
@@ -344,7 +347,7 @@ def _tensorrt() -> Any:
 class _Logger:
     """TensorRT's logger, which keeps errors."""
 
-    def __init__(self, trt: Any) -> None:
+    def __init__(self) -> None:
         errors: list[str] = []
         severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
@@ -361,7 +364,7 @@ class _Logger:
         self.logger = Keeping()
 
 
-def _progress_monitor(trt: Any) -> Any:
+def _progress_monitor() -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # as above
         """Tells the phase that the builder is in."""
 
