@@ -280,7 +280,8 @@ def _finish(request: dict[str, Any], config: trt.IBuilderConfig) -> None:
     if hasattr(config, "set_memory_pool_limit"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
     else:
-        config.max_workspace_size = request["workspace"]
+        old: Any = config
+        old.max_workspace_size = request["workspace"]
 
 
 def _layers(network: Any) -> tuple[dict[str, Counter[str]], float]:
@@ -372,10 +373,10 @@ def _progress_monitor() -> Any:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
 
-        def phase_start(self, phase: str, _: Any, steps: int) -> None:
+        def phase_start(self, phase: str, _: Any, steps: Any) -> None:
             self.steps[phase] = steps
 
-        def step_complete(self, phase: str, step: int) -> bool:
+        def step_complete(self, phase: str, step: Any) -> bool:
             _tell(f"building: {phase}, {step + 1} of {self.steps.get(phase, 0)}")
             return True
 
