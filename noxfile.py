@@ -44,6 +44,12 @@ def convert(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def verify_gpu(session: nox.Session) -> None:
+    """Try all that is done with TensorRT on this GPU host, with a report to send."""
+    pipeline(session, "verify_gpu")
+
+
+@nox.session(default=False)
 def serve(session: nox.Session) -> None:
     """Start Triton on models/, until Ctrl-C; `-- --detach` returns when it is ready."""
     pipeline(session, "serve")

@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline import benchmark_build
 
         return run(lambda: benchmark_build.main(arguments[2:]), log_folder())
+    if arguments[:1] == ["verify_gpu"]:
+        from pipeline import verify_gpu
+
+        return run(lambda: verify_gpu.main(arguments[1:]), log_folder())
     options = parser().parse_args(arguments)
     return run(lambda: int(options.job(Layout.from_environment(), options) or 0), log_folder())
 
@@ -69,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     _add_stop(jobs)
     _add_smoke(jobs)
     _add_benchmark(jobs)
+    jobs.add_parser("verify_gpu", help="try all of TensorRT on this host, with a report to send")
     return whole
 
 
