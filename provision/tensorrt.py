@@ -11,22 +11,22 @@ import re
 import tempfile
 from pathlib import Path
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from provision import interpreters
+from provision import tensorrt_python
 from provision.build_tree import check_out
 from provision.console import say, step
 from provision.errors import HostError
 from provision.fetch_sources import fetch, mirror_of
 from provision.files import put_folder
-from provision.gpu import tensorrt_package
+from provision.gpu import read_cuda, read_driver
 from provision.layout import Layout
 from provision.mirror import Pin
 from provision.options import add_mirror
 from provision.releases import catalogue
 from provision.sources import Wanted
 
+_USUAL_CUDA = 12
 _LIBRARIES = ("nvinfer", "nvinfer_plugin")
 # Of the repository, the rest: plugins, samples and parsers that no build of Triton reads.
 _UNREAD = ("plugin", "samples", "parsers", "python", "demo", "tools", "docker", "quickstart")
@@ -102,24 +102,39 @@ def _version(libraries: Path) -> str:
     )
 
 
-def _on_host() -> Path:
-    """The folder of the libraries that the host's wheels brought."""
-    pythons = (one.executable for one in interpreters.candidates(SpecifierSet(">=3.6")))
-    package = next(filter(None, map(tensorrt_package, pythons)), None)
-    if package is None:
+def _cuda(layout: Layout) -> int:
+    """The major version of CUDA that wheels should be for: what the driver knows, or the host has.
+
+    https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+    """
+    driver, _ = read_driver()
+    oldest = catalogue().drivers
+    known = [major for major in oldest if driver and Version(driver) >= Version(oldest[major])]
+    toolkit = read_cuda(layout.vendor)
+    return max(known, default=int(toolkit.version.partition(".")[0]) if toolkit else _USUAL_CUDA)
+
+
+def _on_host(layout: Layout) -> Path:
+    """The folder of the libraries that the wheels of this host brought, ours first."""
+    found = next(tensorrt_python.candidates(layout), None)
+    if found is None:
         raise HostError(
             "no Python on this host has TensorRT's wheels",
-            fix="install them (`pip install tensorrt`), or name a folder that has the libraries: "
-            "--libraries DIR",
+            fix="install them: `nox -s install_tensorrt -- --wheels VERSION`, or name a folder "
+            "that has the libraries: --libraries DIR",
         )
-    return package.path.parent / "tensorrt_libs"
+    return found.folder / "tensorrt_libs"
 
 
 def main(arguments: list[str]) -> int:
     """`python -m provision install_tensorrt`."""
     options = _parser().parse_args(arguments)
     layout = Layout.from_environment()
-    libraries = options.libraries or _on_host()
+    if options.wheels:
+        wheels = tensorrt_python.install_wheels(layout, options.wheels, cuda=_cuda(layout))
+        libraries = options.libraries or wheels
+    else:
+        libraries = options.libraries or _on_host(layout)
     folder = install(layout, libraries.expanduser().absolute(), options.mirror)
     say(f"builds take it from there; to use it elsewhere: export TENSORRT_ROOT={folder}")
     return 0
@@ -136,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="the folder with libnvinfer.so.N (default: that of the wheels on this host)",
+    )
+    parser.add_argument(
+        "--wheels",
+        metavar="VERSION",
+        help="install TensorRT's wheels of this version first, such as 10.13.3, into an "
+        "environment of their own under vendor/",
     )
     add_mirror(parser)
     return parser

@@ -113,7 +113,7 @@ def test_the_calls_fit_the_bindings(requirement: str, tmp_path: Path) -> None:
         check=False,
     )
     ours = [line for line in done.stdout.splitlines() if line.startswith(str(WORKER))]
-    found = [line for line in ours if _GUARDED not in line]
+    found = [line for line in ours if _GUARDED not in line and ": error: " in line]
     assert found == []  # what it says of the stubs themselves is the bindings' business
     assert "checked 1 source file" in done.stdout
 
