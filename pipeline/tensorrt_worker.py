@@ -64,7 +64,11 @@ def probe(_: dict[str, Any]) -> dict[str, Any]:
     """Load TensorRT and make a builder, which needs the libraries and, but for RTX, a GPU."""
     _load()
     logger = _Logger()
-    if not trt.Builder(logger.logger):
+    try:
+        builder = trt.Builder(logger.logger)
+    except TypeError:  # pybind11's word for: TensorRT made none
+        builder = None
+    if builder is None:
         raise Failure("no builder", "; ".join(logger.errors) or "TensorRT makes no builder")
     return {"tensorrt": str(trt.__version__), "python": sys.version.split()[0]}
 

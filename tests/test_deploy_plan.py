@@ -35,7 +35,11 @@ from provision.files import sha256
 from provision.layout import Layout
 
 MODEL = "squeezenet1_1"
-NO_BUILDER = "Builder = lambda log: log.log(Logger.ERROR, 'CUDA initialization failure with error:"
+NO_BUILDER = """
+def Builder(logger):
+    logger.log(Logger.ERROR, 'CUDA initialization failure with error: NUMBER')
+    raise TypeError('pybind11::init(): factory function returned nullptr')
+"""
 
 
 @dataclass(frozen=True)
@@ -298,11 +302,11 @@ def test_convert_alone_takes_the_same_tensorrt(
             "its libraries cannot be loaded: libnvinfer.so.11",
         ),
         (
-            f"{NO_BUILDER} 35')",
+            NO_BUILDER.replace("NUMBER", "35"),
             "NVIDIA's driver is too old for TensorRT 11.4.0.106",
         ),
         (
-            f"{NO_BUILDER} 100')",
+            NO_BUILDER.replace("NUMBER", "100"),
             "TensorRT 11.4.0.106 finds no GPU that it can use",
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from gpu_host import install_standin, own_vendor
+from upstream import GIT
 
 from provision import tensorrt_python, toml
 from provision.errors import DownloadError, HostError
@@ -108,3 +110,24 @@ def test_an_old_tensorrt_needs_an_old_python(own: Layout, host: Layout) -> None:
     install_standin(own, host, "8.0.3.4")
     with pytest.raises(HostError, match=r"TensorRT 8\.0\.3\.4 is in .* and Polygraphy is needed"):
         tensorrt_python.find(own)
+
+
+def test_the_polygraphy_for_old_versions_comes_from_its_commit(
+    own: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "mirror" / "github.com" / "NVIDIA" / "TensorRT.git"
+    package = repository / "tools" / "Polygraphy" / "polygraphy"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "0.47.1"\n')
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*GIT, *command], cwd=repository, check=True)
+    commit = subprocess.check_output([*GIT, "rev-parse", "HEAD"], cwd=repository, text=True).strip()
+    facts = tmp_path / "facts.toml"
+    text = tensorrt_python._FACTS.read_text()
+    facts.write_text(
+        text.replace(toml.load(tensorrt_python._FACTS)["polygraphy"]["commit"], commit)
+    )
+    monkeypatch.setattr(tensorrt_python, "_FACTS", facts)
+    folder = tensorrt_python._old_polygraphy(own, str(tmp_path / "mirror"))
+    assert folder == own.vendor / "polygraphy-0.47.1" / "tools" / "Polygraphy"
+    assert (folder / "polygraphy" / "__init__.py").is_file()
