@@ -214,6 +214,7 @@ def _model(name: str, manifest: Manifest | None) -> Model:
         note=manifest.weights["note"],
         engine=manifest.engine["name"],
         engine_reason=manifest.engine["reason"],
+        precision=manifest.engine["precision"],
     )
 
 

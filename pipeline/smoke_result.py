@@ -52,6 +52,7 @@ class Model:
         note: What a reader has to know before believing an answer; empty where there is nothing.
         engine: What computes the answers.
         engine_reason: Why this engine, in words.
+        precision: What it computes in.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Model:
     note: str = ""
     engine: str = ""
     engine_reason: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,22 @@ def test_verification_cases_become_a_table(result: SmokeResult, tmp_path: Path) 
     assert _SHA256 in page.text
 
 
+def test_precision_and_the_errors_of_a_plan_are_shown(result: SmokeResult, tmp_path: Path) -> None:
+    case = {"name": "sample photos", "batch": 3, "max_abs": 0.0081, "cosine": 0.99998}
+    verification = {
+        **_MANIFEST["verification"],  # type: ignore[dict-item] # it is a dictionary
+        "graph": {"cases": [case], "tolerance": {"spread": 0.05}},
+        "plan": {"cases": [{**case, "max_abs": 0.0123}], "polygraphy": True},
+    }
+    manifest = {**_MANIFEST, "verification": verification}
+    model = replace(result.model, engine="tensorrt", precision="fp16")
+    data, page = _write(replace(result, manifest=manifest, model=model), tmp_path)
+    assert data["model"]["precision"] == "fp16"
+    assert "fp16" in page.text
+    for text in ("converted graph: sample photos", "plan: sample photos", "0.0123", "0.0081"):
+        assert text in page.within("th") + page.within("td")
+
+
 def test_a_failed_run_names_what_failed(result: SmokeResult, tmp_path: Path) -> None:
     checks = (
         *result.checks,
