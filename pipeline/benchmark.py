@@ -25,7 +25,7 @@ from pipeline.server_record import running
 from provision.console import say, warn
 from provision.cores import available_cores
 from provision.embedded_server import embedded_server
-from provision.errors import BusyError, RepositoryError
+from provision.errors import BusyError, RepositoryError, UsageError
 from provision.files import lock, write_atomically
 from provision.layout import Layout
 
@@ -40,11 +40,17 @@ def benchmark(layout: Layout, *, model: str, quick: bool) -> None:
 
     Raises:
         RepositoryError: The model is not deployed.
+        UsageError: It is not served by ONNX Runtime.
         BusyError: A server of ours runs, or another benchmark.
         HostError: perf_analyzer does not run on this host.
     """
     started = datetime.datetime.now(datetime.timezone.utc)
     manifest = _deployed(layout, model)
+    if manifest.engine["name"] != "onnxruntime":
+        raise UsageError(
+            f"{model} is served by {manifest.engine['name']}, and this compares with ONNX Runtime",
+            fix="deploy it beside that with `--engine onnxruntime --name NAME`, and measure NAME",
+        )
     record = running(layout)
     if record:
         raise BusyError(

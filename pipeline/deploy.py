@@ -19,6 +19,7 @@ from pipeline.weights import WeightsSpec
 from provision import environments
 from provision.console import say, step, warn
 from provision.cores import available_cores
+from provision.errors import UsageError
 from provision.files import fresh_folder, sha256
 from provision.layout import REPOSITORY, Layout
 
@@ -33,6 +34,7 @@ _MAKERS = (
     "convert_worker.py",
     "engines.py",
     "export.py",
+    "graph.py",
     "images.py",
     "install.py",
     "onnxruntime_model.py",
@@ -153,6 +155,7 @@ def deploy(layout: Layout, request: DeployRequest) -> Deployed:
     if request.ready:
         deploy_plan.check_ready(request.ready, facts)
     choice = choose("tensorrt" if request.ready else request.engine, facts)
+    _check_options(request, choice)
     repository = Repository(layout)
     waiting = _say_waiting if request.wait else None
     with repository.exclusive(request.model, waiting):
@@ -166,6 +169,23 @@ def deploy(layout: Layout, request: DeployRequest) -> Deployed:
             return Deployed(live, changed=False)
         manifest = _deploy(layout, repository, request, fingerprint, choice, facts)
         return Deployed(manifest, changed=True)
+
+
+def _check_options(request: DeployRequest, choice: Choice) -> None:
+    """Options that the engine does not have are not passed over in silence."""
+    on_cpu = choice.engine == "onnxruntime"
+    if on_cpu and (request.plan != PlanOptions() or request.cuda_graphs):
+        raise UsageError(
+            "options of TensorRT plans are given, and the engine is onnxruntime",
+            cause=f"It is {choice.reason}",
+            fix="leave out --precision and the other options of plans; `--engine tensorrt` says "
+            "what TensorRT needs",
+        )
+    if not on_cpu and request.threads:
+        raise UsageError(
+            "--threads is given, and the engine is tensorrt",
+            fix="leave it out, or give --engine onnxruntime",
+        )
 
 
 def _unchanged(repository: Repository, model: str, fingerprint: str) -> Manifest | None:

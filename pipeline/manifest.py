@@ -63,7 +63,10 @@ class Manifest:
         words = ["nox -s deploy --", self.architecture, "--weights", self.weights["spec"]]
         if self.model != self.architecture:
             words += ["--name", self.model]
-        words += ["--max-batch-size", str(self.max_batch_size), "--force"]
+        words += ["--max-batch-size", str(self.max_batch_size)]
+        if self.engine.get("name") == "tensorrt":
+            words += ["--engine tensorrt --precision", self.engine["precision"]]
+        words.append("--force")
         return " ".join(words)
 
     def to_json(self) -> dict[str, Any]:

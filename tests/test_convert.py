@@ -404,3 +404,76 @@ def test_the_environment_is_complete(host: Layout) -> None:
     code = "import onnxruntime.quantization, onnxruntime.transformers.float16, polygraphy"
     subprocess.run([made.python, "-c", code], check=True, capture_output=True)
     assert shutil.which("python", path=str(made.prefix / "bin"))
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **{f"0/{name}": array for name, array in arrays.items()})
+
+
+def test_the_first_layer_that_differs_is_found(layout: Layout, tmp_path: Path) -> None:
+    """With a defect planted in the middle, whose effects later layers show, too."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weight = np.random.default_rng(0).standard_normal((SIDE * SIDE, 1000), np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
+        helper.make_node("MatMul", ["flat", "weight"], ["product"], name="multiply"),
+        helper.make_node("Relu", ["product"], ["output"], name="clip"),
+    ]
+    dims: dict[str, list[str | int | None]] = {
+        "input": ["batch", 1, SIDE, SIDE],
+        "output": ["batch", 1000],
+    }
+    values = {n: helper.make_tensor_value_info(n, kinds.FLOAT, d) for n, d in dims.items()}
+    initial = [onnx.numpy_helper.from_array(weight, "weight")]
+    graph_ = helper.make_graph(nodes, "three", [values["input"]], [values["output"]], initial)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph_, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    image = np.random.default_rng(1).standard_normal((2, 1, SIDE, SIDE), np.float32)
+    flat = image.reshape(2, -1)
+    wrong = flat @ np.roll(weight, 1, axis=0)
+    answers = {"flat": flat, "product": wrong, "output": np.maximum(wrong, 0)}
+    _save(tmp_path / "inputs.npz", {"input": image})
+    _save(tmp_path / "outputs.npz", answers)
+    worker = convert._Worker(layout, tmp_path, tmp_path / "log")
+    request = {
+        "job": "bisect",
+        "onnx": str(tmp_path / "m.onnx"),
+        "inputs": str(tmp_path / "inputs.npz"),
+        "outputs": str(tmp_path / "outputs.npz"),
+        "names": ["noise"],
+        "precision": "fp16",
+    }
+    found = worker(request)
+    assert (found["node"], found["operator"], found["tensor"]) == ("multiply", "MatMul", "product")
+    assert "product = MatMul (flat, weight)" in found["line"]
+    answers |= {"product": flat @ weight, "output": np.maximum(flat @ weight, 0)}
+    _save(tmp_path / "outputs.npz", answers)
+    assert worker(request) == {"tensor": ""}
+
+
+@pytest.mark.export
+def test_the_acceptance_run_builds_everything_and_claims_nothing(
+    slipway: Slipway, tmp_path: Path, fixture: Callable[[str], Path]
+) -> None:
+    weights = fixture("squeezenet1_1-imagenet1k_v1.pth")
+    options = (RTX, "--model=squeezenet1_1", f"--weights={weights}", f"--report={tmp_path}")
+    done = slipway("verify_gpu", *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "verify_gpu.json").read_text())
+    states = {step["step"]: step["state"] for step in report["steps"]}
+    assert [name for name, state in states.items() if state == "passed"] == [
+        "export, verify and deploy on the CPU",
+        "a plan with a wrong record is refused",
+    ]
+    assert sum(name.startswith("convert to ") for name in states) == 6
+    assert set(states.values()) == {"passed", "not run"}
+    done = slipway("verify_gpu")
+    assert done.returncode == 10
+    assert "TensorRT cannot serve here" in done.stderr
+
+
+def test_options_of_plans_are_not_passed_over_on_the_cpu(slipway: Slipway) -> None:
+    for option in ("--precision=fp16", "--batch=1:2:4", "--cuda-graphs"):
+        done = slipway("deploy", "squeezenet1_1", "--engine=onnxruntime", option)
+        assert done.returncode == 2
+        assert "options of TensorRT plans are given, and the engine is onnxruntime" in done.stderr
