@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import stat
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -14,8 +19,6 @@ from PIL.ExifTags import Base as ExifTag
 from provision.errors import ImageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 PIXEL_LIMIT = 160_000_000
@@ -41,7 +44,26 @@ _BITS_PER_SAMPLE = 258  # TIFF 6.0
 _WHITE_16 = 0xFFFF
 
 
-def read_image(path: Path) -> Image.Image:
+@dataclass(frozen=True)
+class Received:
+    """An image file that came another way than from a disk.
+
+    Attributes:
+        name: What messages call it.
+        data: What is in it.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source: TypeAlias = Path | Received
+
+
+def read_image(path: Source, *, reduced_to: int = 0) -> Image.Image:
     """Reads an image file as upright RGB, 8 bits a channel.
 
     Colour is what ``PIL.Image.open(path).convert("RGB")`` gives: alpha is dropped, palettes are
@@ -52,6 +74,10 @@ def read_image(path: Path) -> Image.Image:
 
     Args:
         path: A file in any format that Pillow decodes by itself.
+        reduced_to: A length in pixels. A JPEG is decoded to a half, a quarter or an eighth of its
+            size, which is quicker, as long as both its sides stay at least that long; 0 decodes it
+            in full.
+            https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.Image.draft
 
     Returns:
         The pixels and no metadata, so that nothing turns the image a second time.
@@ -59,11 +85,30 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ImageError: There is no such file, or it is not an image that can be read.
     """
-    _check_file(path)
+    return _read(path, lambda image: _upright(image, path), reduced_to)
+
+
+def read_as_stored(path: Source, mode: str, *, reduced_to: int = 0) -> Image.Image:
+    """Reads an image file just as ``PIL.Image.open(path).convert(mode)``, Triton's client's way.
+
+    Unlike :func:`read_image` it does not turn a photo upright, and clips deep grey. Arguments and
+    errors are otherwise those.
+
+    Args:
+        path: The file.
+        mode: Pillow's mode of the result, such as "RGB", or "L" for grey.
+        reduced_to: As for :func:`read_image`.
+    """
+    return _read(path, lambda image: _converted(image, mode), reduced_to)
+
+
+def _read(
+    path: Source, finish: Callable[[Image.Image], Image.Image], reduced_to: int
+) -> Image.Image:
     with _silence:
         try:
-            with path.open("rb") as file:
-                return _decode(file, path)
+            with _opened(path) as file:
+                return _decode(file, path, finish, reduced_to)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -91,6 +136,16 @@ def read_image(path: Path) -> Image.Image:
             ) from error
 
 
+def _opened(path: Source) -> contextlib.AbstractContextManager[BinaryIO]:
+    """The file, open; an :class:`ImageError` unless it is a file with something in it."""
+    if isinstance(path, Received):
+        if not path.data:
+            raise _empty(path)
+        return io.BytesIO(path.data)
+    _check_file(path)
+    return path.open("rb")
+
+
 def _check_file(path: Path) -> None:
     """Raises an :class:`ImageError` unless the path is a file with something in it."""
     try:
@@ -104,19 +159,21 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{path} is not a regular file", fix="copy the image into a file")
     if status.st_size == 0:
-        raise ImageError(
-            f"{path} is empty",
-            cause="a download or a copy did not finish",
-            fix="fetch it again",
-        )
+        raise _empty(path)
 
 
-def _unreadable(path: Path, error: Exception) -> ImageError:
+def _empty(path: Source) -> ImageError:
+    return ImageError(
+        f"{path} is empty", cause="a download or a copy did not finish", fix="fetch it again"
+    )
+
+
+def _unreadable(path: Source, error: Exception) -> ImageError:
     reason = getattr(error, "strerror", None) or str(error)
     return ImageError(f"{path} cannot be read: {reason.lower()}", fix="make it readable")
 
 
-def _too_large(path: Path) -> ImageError:
+def _too_large(path: Source) -> ImageError:
     return ImageError(
         f"{path} has more than {PIXEL_LIMIT:,} pixels",
         cause="it is a map or a scan, or a small file made to fill the memory",
@@ -124,7 +181,12 @@ def _too_large(path: Path) -> ImageError:
     )
 
 
-def _decode(file: BinaryIO, path: Path) -> Image.Image:
+def _decode(
+    file: BinaryIO,
+    path: Source,
+    finish: Callable[[Image.Image], Image.Image],
+    reduced_to: int,
+) -> Image.Image:
     """Decodes the open file; `path` is for messages. Lets Pillow's exceptions through."""
     with Image.open(file) as image:
         width, height = image.size
@@ -138,15 +200,21 @@ def _decode(file: BinaryIO, path: Path) -> Image.Image:
                 f"{path} is PostScript, a drawing and not a photo",
                 fix="convert it to JPEG or PNG",
             )
+        if reduced_to:
+            image.draft(None, (reduced_to, reduced_to))
         image.load()
-        # Only now: some formats keep their metadata behind the pixels, and Pillow's TIFF reader
-        # turns the image itself and then forgets the tag.
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _rgb(image, path)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    rgb.info = {}
-    return rgb
+        finished = finish(image)
+    finished.info = {}
+    return finished
+
+
+def _upright(image: Image.Image, path: Source) -> Image.Image:
+    """A decoded image as RGB, turned as its EXIF block says."""
+    # Only now: some formats keep their metadata behind the pixels, and Pillow's TIFF reader
+    # turns the image itself and then forgets the tag.
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _rgb(image, path)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -157,7 +225,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def _rgb(image: Image.Image, path: Source) -> Image.Image:
     """A decoded image of any mode as RGB, 8 bit, in memory of its own."""
     if image.mode.startswith("I"):
         return _grey(_high_bits(image, path))
@@ -167,10 +235,15 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         if not 0 <= low <= high <= 1:  # also False for NaN
             raise _unknown_white(path, f"floating-point numbers from {low:g} to {high:g}")
         return _grey((values * np.float32(255)).round())
-    return image.convert("RGB")
+    return _converted(image, "RGB")
 
 
-def _high_bits(image: Image.Image, path: Path) -> NDArray[Any]:
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    # Pillow would copy what is in that mode already, which of a photo takes as long as decoding it.
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _high_bits(image: Image.Image, path: Source) -> NDArray[Any]:
     """Grey of 12 or 16 bits, which Pillow also keeps in 32, cut to its 8 highest bits."""
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
@@ -180,7 +253,7 @@ def _high_bits(image: Image.Image, path: Path) -> NDArray[Any]:
     return values >> (4 if bits == (12,) else 8)
 
 
-def _unknown_white(path: Path, values: str) -> ImageError:
+def _unknown_white(path: Source, values: str) -> ImageError:
     return ImageError(
         f"{path} holds {values}, and does not say which of them is white",
         cause="it is a measurement and not a photo",

@@ -86,6 +86,16 @@ class Preprocessing:
         }
 
     @classmethod
+    def usual(cls, side: int = 224) -> Preprocessing:
+        """What nearly every classifier was trained with, at the size that it takes.
+
+        Args:
+            side: Of the network's square input, in pixels.
+        """
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return cls(round(side * 256 / 224), side, "bilinear", mean, std)
+
+    @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocessing:
         """The inverse of :meth:`to_json`.
 

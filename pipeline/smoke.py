@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -33,8 +33,6 @@ from provision.layout import Layout
 from provision.servers import Which, server_installation
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("-", "yellow")}
-# What nearly every classifier was trained with, for a model that we have no manifest of.
-_IMAGENET = Preprocessing(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LIBRARIES = ("tritonclient", "numpy", "pillow")
 
 
@@ -196,8 +194,8 @@ def _preprocessing(client: TritonClient, model: str, manifest: Manifest | None) 
     try:
         side = int(client.metadata(model)["inputs"][0]["shape"][-1])
     except (InferenceServerException, LookupError, ValueError):
-        return _IMAGENET  # the checks will say what is wrong
-    return replace(_IMAGENET, resize=round(side * 256 / 224), crop=side) if side > 0 else _IMAGENET
+        side = 0  # the checks will say what is wrong
+    return Preprocessing.usual(side) if side > 0 else Preprocessing.usual()
 
 
 def _model(name: str, manifest: Manifest | None) -> Model:
