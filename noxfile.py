@@ -115,6 +115,18 @@ def build_client(session: nox.Session) -> None:
     provision(session, "build_client")
 
 
+@nox.session(default=False)
+def classify(session: nox.Session) -> None:
+    """Classify an image, or a folder of them (recipe step 5): `-- -m resnet50 -c 5 photo.jpg`."""
+    pipeline(session, "classify")
+
+
+@nox.session(default=False)
+def preprocess(session: nox.Session) -> None:
+    """Write an image as a model's input, for the C++ client: `-- photo.jpg photo.dat`."""
+    pipeline(session, "preprocess")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""

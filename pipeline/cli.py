@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.cli_plan import Jobs, add_convert, add_plan_options, plan_options
 from pipeline.plan_options import ENGINES
+from pipeline import cli_client
 from provision.errors import SlipwayError, all_errors
 from provision.failures import end_in_order, run
 from provision.layout import Layout, log_folder
@@ -27,6 +28,7 @@ examples:
   python -m pipeline deploy squeezenet1_1 --weights squeezenet.pth --max-batch-size 4
   python -m pipeline serve --detach
   python -m pipeline smoke --model resnet50
+  python -m pipeline classify -m resnet50 -c 5 photo.jpg
   python -m pipeline stop
 """
 
@@ -74,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     _add_smoke(jobs)
     _add_benchmark(jobs)
     jobs.add_parser("verify_gpu", help="try all of TensorRT on this host, with a report to send")
+    cli_client.add_jobs(jobs, _positive)
     return whole
 
 

@@ -48,9 +48,7 @@ class TritonClient:
 
     def __init__(self, url: str, *, concurrency: int = 1) -> None:
         self.url = url
-        host, _, port = url.rpartition(":")
-        if not host or "/" in url or not port.isdecimal():
-            raise UsageError(f"'{url}' is not a server's address", fix="give it as HOST:PORT")
+        check_address(url)
         try:
             self._http = triton_http.InferenceServerClient(
                 url,
@@ -165,3 +163,14 @@ class TritonClient:
             f"no Triton server answers at {self.url}: {error}",
             fix="start one (`nox -s serve`), or name another with `--url HOST:PORT`",
         )
+
+
+def check_address(url: str) -> None:
+    """Make sure that a server's address is ``HOST:PORT``, without a scheme.
+
+    Raises:
+        UsageError: It is not.
+    """
+    host, _, port = url.rpartition(":")
+    if not host or "/" in url or not port.isdecimal():
+        raise UsageError(f"'{url}' is not a server's address", fix="give it as HOST:PORT")

@@ -163,6 +163,12 @@ class ModelLoadError(SlipwayError):
     exit_code = 33
 
 
+class RefusedError(SlipwayError):
+    """The server refuses a request."""
+
+    exit_code = 34
+
+
 class ImageError(SlipwayError):
     """A file is not an image that can be classified."""
 

@@ -13,7 +13,10 @@ from helpers import Slipway
 from provision.errors import SlipwayError, all_errors
 from provision.layout import REPOSITORY, Layout
 
-JOBS = ["deploy", "serve", "status", "stop", "smoke", "benchmark"]
+JOBS = [
+    *("deploy", "serve", "status", "stop", "smoke", "benchmark"),
+    *("classify", "preprocess"),
+]
 HEAVY = {
     "PIL",
     "gevent",
