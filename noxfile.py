@@ -127,6 +127,12 @@ def preprocess(session: nox.Session) -> None:
     pipeline(session, "preprocess")
 
 
+@nox.session(default=False)
+def build_image_client(session: nox.Session) -> None:
+    """Compile the C++ client into bin/image_client (recipe step 6), after `build_client`."""
+    pipeline(session, "build_image_client")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""

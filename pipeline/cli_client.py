@@ -25,6 +25,7 @@ def add_jobs(jobs: Jobs, positive: Number) -> None:
     """
     _add_classify(jobs, positive)
     _add_preprocess(jobs, positive)
+    _add_build_image_client(jobs)
 
 
 def _add_classify(jobs: Jobs, positive: Number) -> None:
@@ -130,6 +131,23 @@ def _add_preprocess(jobs: Jobs, positive: Number) -> None:
         help="how pixels become values (default: %(default)s)",
     )
     job.set_defaults(job=_preprocess)
+
+
+def _add_build_image_client(jobs: Jobs) -> None:
+    job = jobs.add_parser(
+        "build_image_client",
+        help="compile the C++ client into bin/",
+        description="Compile pipeline/image_client.cpp against the client library of "
+        "`build_client` into bin/image_client under the root, and try it.",
+    )
+    job.set_defaults(job=_build_image_client)
+
+
+def _build_image_client(layout: Layout, _: argparse.Namespace) -> int:
+    from pipeline.build_image_client import build_image_client
+
+    build_image_client(layout)
+    return 0
 
 
 def _preprocess(layout: Layout, options: argparse.Namespace) -> int:

@@ -62,6 +62,11 @@ class Layout:
         return self.root / "triton"
 
     @property
+    def bin(self) -> Path:
+        """Programs that are built here from Slipway's own source."""
+        return self.root / "bin"
+
+    @property
     def models(self) -> Path:
         """The live model repository."""
         return self.root / "models"

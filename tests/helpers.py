@@ -63,6 +63,22 @@ def logits(model: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(session.run(["output"], {"input": images})[0], np.float32)
 
 
+def recipe_lines(
+    model: Path, tensor: NDArray[np.float32], labels: list[str], classes: int
+) -> list[str]:
+    """What either client prints of an input, as ONNX Runtime in this process computes it.
+
+    Args:
+        model: The model's folder in a repository.
+        tensor: The input, without a batch dimension.
+        labels: The model's.
+        classes: How many lines.
+    """
+    (scores,) = logits(model / "1" / "model.onnx", tensor[np.newaxis])
+    best = np.argsort(-scores, kind="stable")[:classes]
+    return [f"    {scores[i]:.6f} ({i}) = {labels[i]}" for i in best]
+
+
 def photo_tensors(
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> dict[str, NDArray[np.float32]]:

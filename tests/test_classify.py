@@ -26,8 +26,8 @@ from helpers import (
     Slipway,
     deploy_tiny,
     detached,
-    logits,
     own_root,
+    recipe_lines,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,9 +88,7 @@ def expected(model: Path, path: Path, classes: int, scaling: Name | None = None)
         if scaling
         else preprocess(read_image(path), PREPROCESSING)
     )
-    (scores,) = logits(model / "1" / "model.onnx", tensor[np.newaxis])
-    best = np.argsort(-scores, kind="stable")[:classes]
-    return [f"    {scores[i]:.6f} ({i}) = {LABELS[i]}" for i in best]
+    return recipe_lines(model, tensor, LABELS, classes)
 
 
 # The recipe's output

@@ -15,7 +15,7 @@ from provision.layout import REPOSITORY, Layout
 
 JOBS = [
     *("deploy", "serve", "status", "stop", "smoke", "benchmark"),
-    *("classify", "preprocess"),
+    *("classify", "preprocess", "build_image_client"),
 ]
 HEAVY = {
     "PIL",
