@@ -96,7 +96,7 @@ def smoke(layout: Layout, request: SmokeRequest) -> SmokeResult:
                 client=client,
                 model=request.model,
                 manifest=manifest,
-                models=layout.models,
+                layout=layout,
                 subjects=gather(layout.models, manifest, preprocessing, pictures),
                 exclusive=exclusive,
                 told=_tell,

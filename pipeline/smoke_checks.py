@@ -11,13 +11,13 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from pipeline import malformed
+from pipeline import malformed, smoke_clients
+from pipeline.build_image_client import program
 from pipeline.client import TritonClient
 from pipeline.interface import differences
 from pipeline.manifest import Manifest, damaged
@@ -25,6 +25,7 @@ from pipeline.smoke_result import Check, Latency, Photo, Prediction
 from pipeline.subjects import Subject
 from pipeline.verify import TOP, Tolerance, same_ranking
 from provision.errors import SlipwayError
+from provision.layout import Layout
 
 Array = NDArray[np.float32]
 CONCURRENCY = 8
@@ -50,7 +51,7 @@ class Run:
         client: The server.
         model: The model's name on it.
         manifest: What was deployed; None for a model that is not from here.
-        models: The repository that the manifest is from.
+        layout: Where the manifest and the clients are from.
         subjects: The photos.
         exclusive: Whether nobody else sends requests to the server.
         told: Called with name, status and detail of each check as it ends.
@@ -62,7 +63,7 @@ class Run:
     client: TritonClient
     model: str
     manifest: Manifest | None
-    models: Path
+    layout: Layout
     subjects: list[Subject]
     exclusive: bool
     told: Callable[[str, str, str], None]
@@ -84,6 +85,7 @@ class Run:
         self._check("logits equal the reference of the deploy", self._reference)
         self._check("batches give the same answers", self._batches)
         self._check(f"{CONCURRENCY} requests at once give the same answers", self._concurrent)
+        self._check("the clients give the same answers", self._clients)
         self._check("latency, one request after another", self._latencies)
         self._check("statistics grew by what was sent", lambda: self._statistics(before))
         self._check("malformed requests are refused", self._malformed)
@@ -125,7 +127,7 @@ class Run:
             raise CheckFailed(f"the tensors are {', '.join(names)}, not input and output")
         if self.manifest is None:
             raise CheckSkipped(f"there is no manifest of {self.model} here to compare with")
-        deployed = self.models / self.model / "config.pbtxt"
+        deployed = self.layout.models / self.model / "config.pbtxt"
         found = differences(metadata, config, self.manifest, deployed)
         if found:
             raise CheckFailed("; ".join(found))
@@ -134,7 +136,7 @@ class Run:
     def _files(self) -> str:
         if self.manifest is None:
             raise CheckSkipped(f"there is no manifest of {self.model} here")
-        found = damaged(self.manifest, self.models / self.model)
+        found = damaged(self.manifest, self.layout.models / self.model)
         if found:
             raise CheckFailed(f"{', '.join(found)}: not what was deployed")
         return f"{len(self.manifest.files)} files, by SHA-256"
@@ -239,6 +241,36 @@ class Run:
         for name, got in zip(row, answers, strict=True):
             self._same(name, got, "among others")
         return f"{len(row)} answers compared"
+
+    def _clients(self) -> str:
+        """The clients of the recipe's steps 5 and 6, as users start them."""
+        answered = {photo.name: photo.top5 for photo in self.photos}
+        subject = next((s for s in self.subjects if s.name in answered), None)
+        if subject is None:
+            raise CheckFailed("no photo got an answer to compare with")
+        expected = answered[subject.name]
+        where = (self.client.url, self.model)
+        answers = {
+            "Python": smoke_clients.ask_python(self.layout, *where, subject.path, classes=TOP)
+        }
+        self._count(1)
+        cpp = program(self.layout)
+        if cpp.is_file():
+            answers["C++"] = smoke_clients.ask_cpp(
+                cpp, self.layout, *where, subject.tensor, classes=TOP
+            )
+            self._count(1)
+        worst = 0.0
+        for name, found in answers.items():
+            if [c.index for c in found] != [best.index for best in expected]:
+                raise CheckFailed(f"the {name} client ranks other classes: {found}")
+            error = max(abs(c.score - best.score) for c, best in zip(found, expected, strict=True))
+            if error > self._tolerance().atol + self._tolerance().rtol * abs(expected[0].score):
+                raise CheckFailed(f"the {name} client's scores differ by {error:.1e}")
+            worst = max(worst, error)
+        exact = f"scores within {worst:.1e}" if worst else "scores equal to the last digit"
+        missing = "" if cpp.is_file() else "; C++ is not built (`nox -s build_image_client`)"
+        return f"{' and '.join(answers)}, {exact}{missing}"
 
     def _latencies(self) -> str:
         tensor = self.subjects[0].tensor

@@ -27,6 +27,7 @@ from helpers import (
 )
 
 from pipeline import server_record
+from pipeline.build_image_client import client_library
 from pipeline.config import read_labels
 from pipeline.manifest import Manifest
 from pipeline.photos import sample_photos
@@ -39,6 +40,7 @@ INTERFACE = "metadata and configuration as deployed"
 FILES = "files are those of the manifest"
 REFERENCE = "logits equal the reference of the deploy"
 BATCHES = "batches give the same answers"
+CLIENTS = "the clients give the same answers"
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +120,15 @@ def test_starts_a_server_for_itself_and_ends_it(
         REFERENCE,
         BATCHES,
         "8 requests at once give the same answers",
+        CLIENTS,
         "latency, one request after another",
         "statistics grew by what was sent",
         "malformed requests are refused",
     ]
     assert len(outcome.checks) == len(outcome.names("passed"))
+    assert outcome.checks[CLIENTS]["detail"] == (
+        "Python, scores equal to the last digit; C++ is not built (`nox -s build_image_client`)"
+    )
     assert outcome.data["server"]["version"] == "2.51.0"
     assert outcome.data["server"]["chosen"].startswith("started for this test")
     assert outcome.data["manifest"]["version"] == 1
@@ -177,6 +183,30 @@ def test_a_model_without_a_batch_dimension(smoke: Callable[..., Outcome]) -> Non
     assert outcome.names("failed") == []
 
 
+@pytest.mark.parametrize("model", ["sound", "single"])
+def test_uses_the_cpp_client_where_it_is_built(
+    served: tuple[Layout, ServerRecord], host: Layout, tmp_path: Path, model: str
+) -> None:
+    layout, _ = served
+    if client_library(host) is None:
+        pytest.skip("needs the client library: `nox -s build_client -- --http-only`")
+    (layout.root / "triton").symlink_to(host.triton)
+    try:
+        assert Slipway(layout)("build_image_client").returncode == 0
+        outcome = Outcome.of(Slipway(layout), tmp_path / "report", "--model", model)
+        assert outcome.code == 0, outcome.err
+        detail = outcome.checks[CLIENTS]["detail"]
+        assert detail == "Python and C++, scores equal to the last digit"
+        broken = layout.bin / "image_client"
+        broken.write_text("#!/bin/sh\necho error: it is broken >&2\nexit 7\n")
+        outcome = Outcome.of(Slipway(layout), tmp_path / "report", "--model", model)
+        assert outcome.names("failed") == [CLIENTS]
+        assert outcome.checks[CLIENTS]["detail"] == "the C++ client failed (exit 7): it is broken"
+    finally:
+        shutil.rmtree(layout.bin, ignore_errors=True)
+        (layout.root / "triton").unlink()
+
+
 # What is wrong
 
 
@@ -202,7 +232,7 @@ def test_finds_what_is_wrong_and_nothing_else(
     assert outcome.data["verdict"] == "failed"
     assert (outcome.report / "smoke.html").is_file()
     what, fix = outcome.err.splitlines()
-    assert re.match(f"error: {model} version 1 failed {len(failed)} of 12 checks on ", what)
+    assert re.match(f"error: {model} version 1 failed {len(failed)} of 13 checks on ", what)
     assert f"{failed[0]}: {outcome.checks[failed[0]]['detail']}" in what
     assert "nox -s deploy -- " in fix
     assert " --force" in fix
