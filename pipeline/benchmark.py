@@ -45,19 +45,13 @@ def benchmark(layout: Layout, *, model: str, quick: bool) -> None:
         HostError: perf_analyzer does not run on this host.
     """
     started = datetime.datetime.now(datetime.timezone.utc)
-    manifest = _deployed(layout, model)
+    manifest = deployed(layout, model)
     if manifest.engine["name"] != "onnxruntime":
         raise UsageError(
             f"{model} is served by {manifest.engine['name']}, and this compares with ONNX Runtime",
             fix="deploy it beside that with `--engine onnxruntime --name NAME`, and measure NAME",
         )
-    record = running(layout)
-    if record:
-        raise BusyError(
-            f"a server runs at {record.url} (process {record.pid}), which would share the cores "
-            "with what is measured",
-            fix="end it first (`nox -s stop`)",
-        )
+    refuse_a_running_server(layout)
     work = layout.transit / "benchmark"
     with lock(layout.run / "benchmark.lock", holder="benchmark"):
         shutil.rmtree(work, ignore_errors=True)
@@ -86,7 +80,27 @@ def benchmark(layout: Layout, *, model: str, quick: bool) -> None:
     say(f"report: {_REPORT.absolute()}")
 
 
-def _deployed(layout: Layout, model: str) -> Manifest:
+def refuse_a_running_server(layout: Layout) -> None:
+    """Make sure that no server of ours shares the cores with what is measured.
+
+    Raises:
+        BusyError: One runs.
+    """
+    record = running(layout)
+    if record:
+        raise BusyError(
+            f"a server runs at {record.url} (process {record.pid}), which would share the cores "
+            "with what is measured",
+            fix="end it first (`nox -s stop`)",
+        )
+
+
+def deployed(layout: Layout, model: str) -> Manifest:
+    """What is deployed of a model.
+
+    Raises:
+        RepositoryError: Nothing is.
+    """
     manifest = Repository(layout).latest(model)
     if manifest is None:
         raise RepositoryError(

@@ -24,9 +24,8 @@ from pipeline.batches import Batch, Decoded, Picture, batches, decode
 from pipeline.choose_scaling import choose
 from pipeline.connection import Connection, Protocol
 from pipeline.crew import Crew
-from pipeline.dat import read_source
 from pipeline.image_model import ImageModel
-from pipeline.images import Source
+from pipeline.images import Source, received
 from pipeline.pace import Pace, pace
 from pipeline.scaling import Name
 from pipeline.shared_input import Region, regions
@@ -180,7 +179,9 @@ class _Sender:
         """Send a request and wait for its answer."""
         begun = time.perf_counter()
         tensors = [image.tensor for image in batch.images]
-        images = np.stack(tensors) if self.model.max_batch_size else np.asarray(tensors[0])
+        images = np.stack(tensors) if len(tensors) > 1 else tensors[0][np.newaxis]
+        if not self.model.max_batch_size:
+            images = images[0]
         if self.free is None:
             rows = self._ask(connection, batch, connection.tensor(self.model, images))
         else:
@@ -211,7 +212,7 @@ def _sources(image: str) -> tuple[Sequence[Source], bool]:
     As in the recipe these are the files right in it; hidden ones are nobody's photos.
     """
     if not Path(image).is_dir():
-        return [read_source(image)], False
+        return [received(image)], False
     with os.scandir(image) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
     if not names:

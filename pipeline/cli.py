@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline import verify_gpu
 
         return run(lambda: verify_gpu.main(arguments[1:]), log_folder())
+    if arguments[:2] == ["benchmark", "clients"]:
+        from pipeline import benchmark_clients
+
+        return run(lambda: benchmark_clients.main(arguments[2:]), log_folder())
     options = parser().parse_args(arguments)
     return run(lambda: int(options.job(Layout.from_environment(), options) or 0), log_folder())
 
@@ -235,7 +239,8 @@ def _add_benchmark(jobs: Jobs) -> None:
         "benchmark",
         help="measure the speed of what is served, as ratios in one run",
         description="Measure served throughput against in-process ONNX Runtime, and what Triton "
-        "itself adds to a request. `benchmark build` measures a build of the server instead.",
+        "itself adds to a request. `benchmark build` measures a build of the server instead, "
+        "`benchmark clients` the Python client.",
     )
     job.add_argument("--quick", action="store_true", help="a few seconds a figure")
     job.add_argument("--model", default="resnet50", metavar="NAME", help="default: %(default)s")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.images import Received, Source
+from pipeline.images import received
 from pipeline.preprocess import Preprocessing
 from pipeline.repository import Repository
 from pipeline.scaling import COLOUR, ImageInput, Name, Scaler
@@ -17,7 +16,6 @@ from provision.errors import RepositoryError, StorageError, storage_error
 from provision.files import write_atomically
 from provision.layout import Layout
 
-STANDARD_INPUT = "-"
 _SIDE = 224
 
 
@@ -57,24 +55,13 @@ def write_dat(layout: Layout, request: DatRequest) -> None:
         ImageInput(COLOUR, side, side, np.dtype(np.float32)),
         given if request.scaling == "IMAGENET" else None,
     )
-    tensor = scaler.read(read_source(request.image))
+    tensor = scaler.read(received(request.image))
     try:
         write_atomically(request.output, tensor.astype("<f4").tobytes())
     except OSError as error:
         raise _unwritten(request.output, error) from None
     size = f"{tensor.nbytes} bytes, fp32 {list(tensor.shape)}, little-endian"
     say(f"{request.output}: {size}; {scaler.describe()}")
-
-
-def read_source(image: str) -> Source:
-    """What an image is read from.
-
-    Args:
-        image: A file, or ``-`` for standard input.
-    """
-    if image == STANDARD_INPUT:
-        return Received("standard input", sys.stdin.buffer.read())
-    return Path(image)
 
 
 def _preprocessing(layout: Layout, request: DatRequest) -> Preprocessing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -61,6 +62,14 @@ class Received:
 
 
 Source: TypeAlias = Path | Received
+_STANDARD_INPUT = "-"
+
+
+def received(name: str) -> Source:
+    """What a command line means by an image: a file, or ``-`` for standard input, read now."""
+    if name == _STANDARD_INPUT:
+        return Received("standard input", sys.stdin.buffer.read())
+    return Path(name)
 
 
 def read_image(path: Source, *, reduced_to: int = 0) -> Image.Image:
