@@ -69,7 +69,7 @@ def stop(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def benchmark(session: nox.Session) -> None:
-    """Measure what is served, as ratios in one run: `-- --quick` for the short form."""
+    """Measure what is served, as ratios in one run; `-- build`, `-- clients` for those."""
     pipeline(session, "benchmark")
 
 

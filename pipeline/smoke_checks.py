@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from pipeline import malformed, smoke_clients
-from pipeline.build_image_client import program
 from pipeline.client import TritonClient
 from pipeline.interface import differences
 from pipeline.manifest import Manifest, damaged
@@ -248,29 +247,16 @@ class Run:
         subject = next((s for s in self.subjects if s.name in answered), None)
         if subject is None:
             raise CheckFailed("no photo got an answer to compare with")
-        expected = answered[subject.name]
-        where = (self.client.url, self.model)
-        answers = {
-            "Python": smoke_clients.ask_python(self.layout, *where, subject.path, classes=TOP)
-        }
-        self._count(1)
-        cpp = program(self.layout)
-        if cpp.is_file():
-            answers["C++"] = smoke_clients.ask_cpp(
-                cpp, self.layout, *where, subject.tensor, classes=TOP
-            )
+        url, model = self.client.url, self.model
+        answers = smoke_clients.ask(self.layout, url, model, subject, classes=TOP)
+        for _ in answers:
             self._count(1)
-        worst = 0.0
-        for name, found in answers.items():
-            if [c.index for c in found] != [best.index for best in expected]:
-                raise CheckFailed(f"the {name} client ranks other classes: {found}")
-            error = max(abs(c.score - best.score) for c, best in zip(found, expected, strict=True))
-            if error > self._tolerance().atol + self._tolerance().rtol * abs(expected[0].score):
-                raise CheckFailed(f"the {name} client's scores differ by {error:.1e}")
-            worst = max(worst, error)
-        exact = f"scores within {worst:.1e}" if worst else "scores equal to the last digit"
-        missing = "" if cpp.is_file() else "; C++ is not built (`nox -s build_image_client`)"
-        return f"{' and '.join(answers)}, {exact}{missing}"
+        scores = np.array([best.score for best in answered[subject.name]], np.float32)
+        allowed = float(self._tolerance().allowed(scores).max())
+        problem, detail = smoke_clients.judge(answers, answered[subject.name], allowed)
+        if problem:
+            raise CheckFailed(problem)
+        return detail
 
     def _latencies(self) -> str:
         tensor = self.subjects[0].tensor

@@ -6,57 +6,69 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.build_image_client import program
 from pipeline.client import Classification
+from pipeline.smoke_result import Prediction
+from pipeline.subjects import Subject
 from provision.errors import SmokeError
 from provision.layout import REPOSITORY, Layout
 
+CPP = "C++"
 _TIMEOUT_SECONDS = 120
 
 
-def ask_python(
-    layout: Layout, url: str, model: str, photo: Path, *, classes: int
-) -> list[Classification]:
-    """What the Python client prints of a photo.
+def ask(
+    layout: Layout, url: str, model: str, subject: Subject, *, classes: int
+) -> dict[str, list[Classification]]:
+    """What each client prints of a photo, by name: Python's, and the C++ one where it is built.
 
     Raises:
-        SmokeError: It failed.
+        SmokeError: One failed.
     """
     options = ["-m", model, "-u", url, "-s", "IMAGENET", "-c", str(classes)]
-    command = [sys.executable, "-m", "pipeline", "classify", *options, str(photo.absolute())]
+    photo = str(subject.path.absolute())
+    command = [sys.executable, "-m", "pipeline", "classify", *options, photo]
     first, *lines, last = _run("Python", command, layout)
     if (first, last) != ("Request 1, batch size 1", "DONE"):
         raise _odd("Python", [first, *lines, last])
-    return _read("Python", lines)
+    answers = {"Python": _read("Python", lines)}
+    cpp = program(layout)
+    if cpp.is_file():
+        with tempfile.NamedTemporaryFile(suffix=".dat") as file:
+            file.write(subject.tensor.astype("<f4").tobytes())
+            file.flush()
+            command = [str(cpp), "-u", url, "-c", str(classes), model, file.name]
+            first, *lines = _run(CPP, command, layout)
+            if first != f"Image '{file.name}':":
+                raise _odd(CPP, [first, *lines])
+        answers[CPP] = _read(CPP, lines)
+    return answers
 
 
-def ask_cpp(
-    program: Path,
-    layout: Layout,
-    url: str,
-    model: str,
-    tensor: NDArray[np.float32],
-    *,
-    classes: int,
-) -> list[Classification]:
-    """What the C++ client prints of an input.
+def judge(
+    answers: Mapping[str, Sequence[Classification]], expected: Sequence[Prediction], allowed: float
+) -> tuple[str, str]:
+    """What is wrong with the clients' answers, or nothing; and what was seen.
 
-    Raises:
-        SmokeError: It failed.
+    Args:
+        answers: Of each client, by its name.
+        expected: What the server answered before.
+        allowed: How much a score may differ.
     """
-    with tempfile.NamedTemporaryFile(suffix=".dat") as file:
-        file.write(tensor.astype("<f4").tobytes())
-        file.flush()
-        command = [str(program), "-u", url, "-c", str(classes), model, file.name]
-        first, *lines = _run("C++", command, layout)
-        if first != f"Image '{file.name}':":
-            raise _odd("C++", [first, *lines])
-    return _read("C++", lines)
+    worst = 0.0
+    for name, found in answers.items():
+        ranks = [one.index for one in found]
+        if ranks != [best.index for best in expected]:
+            return f"the {name} client ranks other classes: {ranks}", ""
+        error = max(abs(c.score - best.score) for c, best in zip(found, expected, strict=True))
+        if error > allowed:
+            return f"the {name} client's scores differ by {error:.1e}", ""
+        worst = max(worst, error)
+    exact = f"scores within {worst:.1e}" if worst else "scores equal to the last digit"
+    missing = "" if CPP in answers else f"; {CPP} is not built (`nox -s build_image_client`)"
+    return "", f"{' and '.join(answers)}, {exact}{missing}"
 
 
 def _run(which: str, command: Sequence[str], layout: Layout) -> list[str]:

@@ -28,10 +28,13 @@ from helpers import (
 
 from pipeline import server_record
 from pipeline.build_image_client import client_library
+from pipeline.client import Classification
 from pipeline.config import read_labels
 from pipeline.manifest import Manifest
 from pipeline.photos import sample_photos
 from pipeline.server_record import ServerRecord
+from pipeline.smoke_clients import judge
+from pipeline.smoke_result import Prediction
 from provision.layout import Layout
 
 LABELS = read_labels(SOURCE / "labels.txt", classes=CLASSES)
@@ -208,6 +211,27 @@ def test_uses_the_cpp_client_where_it_is_built(
 
 
 # What is wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ([(2.0, 7), (1.0, 3)], ""),
+        ([(2.1, 7), (1.0, 3)], ""),
+        ([(2.3, 7), (1.0, 3)], "the C++ client's scores differ by 3.0e-01"),
+        ([(2.0, 7), (1.0, 4)], "the C++ client ranks other classes: [7, 4]"),
+        ([(2.0, 7)], "the C++ client ranks other classes: [7]"),
+    ],
+)
+def test_a_client_that_answers_otherwise(answer: list[tuple[float, int]], problem: str) -> None:
+    expected = [Prediction(2.0, 7, "A", 0.7), Prediction(1.0, 3, "B", 0.3)]
+    found = [Classification(score, index, "") for score, index in answer]
+    said, _ = judge({"Python": list(map(_same, expected)), "C++": found}, expected, 0.2)
+    assert said == problem
+
+
+def _same(best: Prediction) -> Classification:
+    return Classification(best.score, best.index, best.label)
 
 
 @pytest.mark.parametrize(
