@@ -136,8 +136,9 @@ class _Job:
         good = self._good(self.decoders.in_order(sources, ahead=ahead), bad, folder=folder)
         requests = batches(good, self.request.batch)
         for answer in self.senders.in_order(requests, ahead=self.request.in_flight):
-            self.out.answer(answer)
-            sys.stdout.flush()
+            with _writing():
+                self.out.answer(answer)
+                sys.stdout.flush()
             self.pace.step(answer.fresh)
         if bad:
             raise _not_images(self.request.image, bad, len(sources))
@@ -248,6 +249,16 @@ def _not_images(folder: str, bad: Sequence[str], count: int) -> ImageError:
         f"{len(bad)} of {count} files in {folder} cannot be classified: {named}{more}; {others}",
         fix="the lines above say what is wrong with each; convert or remove them",
     )
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Give an error of the disk the name of what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _say_nothing(_: str) -> None:

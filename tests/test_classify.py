@@ -33,6 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline import server
 from pipeline.answers import Answer, JsonLines, line
 from pipeline.batches import Picture, batches
 from pipeline.config import read_labels
@@ -43,6 +44,7 @@ from pipeline.preprocess import preprocess
 from pipeline.scaling import ImageInput, Name, Scaler
 from pipeline.server_record import ServerRecord
 from provision.errors import UsageError
+from provision.installation import ServerInstallation
 from provision.layout import REPOSITORY, Layout
 
 LABELS = read_labels(SOURCE / "labels.txt", classes=CLASSES)
@@ -267,6 +269,45 @@ def test_a_failure_is_a_sentence(
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("image", ["chelsea.png", ""])
+def test_answers_that_cannot_be_written(served: Served, folder: Path, image: str) -> None:
+    layout, _ = served
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "pipeline", "classify", "-m", "batched", folder / image],
+            cwd=REPOSITORY,
+            env={**os.environ, "SLIPWAY_ROOT": str(layout.root)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 13
+    assert "error: cannot write standard output: no space left on device" in result.stderr
+
+
+def test_a_server_that_dies_in_the_middle(
+    layout: Layout, slipway: Slipway, installation: ServerInstallation, tmp_path: Path
+) -> None:
+    deploy_tiny(layout)
+    photo = Path(shutil.copy(PHOTOS["coffee"], tmp_path))
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(3000):
+        (many / f"{number:05}.png").hardlink_to(photo)
+    with server.temporary(layout, installation) as record:
+        process = slipway.start("classify", "-m", "tiny", "-u", record.url, many)
+        assert process.stdout
+        assert process.stdout.readline() == "Request 1, batch size 1\n"
+        running = record.process()
+        assert running
+        running.kill()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 32
+    assert f"no Triton server answers over http at {record.url}" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
