@@ -87,7 +87,7 @@ def classify(layout: Layout, request: ClassifyRequest) -> None:
         RefusedError: It refuses a request.
         ImageError: The file, or files of the folder, are not images; the others were classified.
     """
-    sources, folder = _sources(request.image)
+    sources, count, folder = _sources(request.image)
     url = request.url or _our_url(layout, request.protocol)
     with contextlib.ExitStack() as held:
         connection = held.enter_context(Connection(url, request.protocol))
@@ -98,7 +98,7 @@ def classify(layout: Layout, request: ClassifyRequest) -> None:
         if request.shared_memory:
             size = request.batch * model.image.nbytes
             free = held.enter_context(regions(connection, request.in_flight, size))
-        progress = held.enter_context(pace(len(sources), folder=folder))
+        progress = held.enter_context(pace(count, folder=folder))
         tell = progress.say if request.verbose else _say_nothing
         if request.verbose:
             tell(f"{url} over {request.protocol}: Triton {connection.server()['version']}")
@@ -107,7 +107,7 @@ def classify(layout: Layout, request: ClassifyRequest) -> None:
         sender = _Sender(request, model, free, tell)
         decoders: _Decoders = held.enter_context(
             Crew(
-                min(available_cores(), len(sources)),
+                min(available_cores(), count),
                 contextlib.nullcontext,
                 lambda _, source: decode(scaler, source),
             )
@@ -130,7 +130,7 @@ class _Job:
     out: Lines | JsonLines
     pace: Pace
 
-    def run(self, sources: Sequence[Source], *, folder: bool) -> None:
+    def run(self, sources: Iterable[Source], *, folder: bool) -> None:
         bad: list[str] = []
         ahead = _DECODED_AHEAD * available_cores() + self.request.batch
         good = self._good(self.decoders.in_order(sources, ahead=ahead), bad, folder=folder)
@@ -141,7 +141,7 @@ class _Job:
                 sys.stdout.flush()
             self.pace.step(answer.fresh)
         if bad:
-            raise _not_images(self.request.image, bad, len(sources))
+            raise _not_images(self.request.image, bad, self.pace.total)
         self.out.done()
 
     def _good(
@@ -207,18 +207,19 @@ class _Sender:
         )
 
 
-def _sources(image: str) -> tuple[Sequence[Source], bool]:
-    """The files to read, by name, and whether they are a folder's.
+def _sources(image: str) -> tuple[Iterable[Source], int, bool]:
+    """The files to read, by name, how many they are, and whether they are a folder's.
 
     As in the recipe these are the files right in it; hidden ones are nobody's photos.
     """
     if not Path(image).is_dir():
-        return [received(image)], False
+        return [received(image)], 1, False
     with os.scandir(image) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
     if not names:
         raise UsageError(f"there is no file in the folder {image}", fix="name another folder")
-    return [Path(image, name) for name in names], True
+    # A path takes several times the memory of a name, so each is made when its turn comes.
+    return (Path(image, name) for name in names), len(names), True
 
 
 def _our_url(layout: Layout, protocol: Protocol) -> str:
