@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline import cli_client
 from pipeline.cli_plan import Jobs, add_convert, add_plan_options, plan_options
 from pipeline.plan_options import ENGINES
-from pipeline import cli_client
 from provision.errors import SlipwayError, all_errors
 from provision.failures import end_in_order, run
 from provision.layout import Layout, log_folder
