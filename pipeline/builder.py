@@ -22,6 +22,7 @@ from provision.tensorrt_python import CPU_WAY, TensorRtPython
 
 _STRONGLY_TYPED = Version("10.12")
 _FP8 = Version("10")
+_TELLS = Version("8.2")  # which brought the inspector
 _WORKSPACE = re.compile(r"workspace (limit|size)|insufficient memory", re.IGNORECASE)
 _CAPABILITY = re.compile(r"Compute capability (\d+\.\d) \(SM\d+\) not supported")
 _TYPE = re.compile(r"target\(s\) sm(\d+), because the model contains HW-specific datatypes: (\w+)")
@@ -63,6 +64,13 @@ class Builder:
         name = self.tensorrt.name
         if options.precision == "fp8" and not self.tensorrt.rtx and version < _FP8:
             raise UsageError(f"{name} knows no fp8", fix="choose --precision int8 or fp16")
+        tells = self.tensorrt.rtx or version >= _TELLS
+        if options.precision not in {"fp32", "tf32"} and not tells:
+            raise UsageError(
+                f"{name} cannot tell what a plan's layers compute in, so a plan in "
+                f"{options.precision} could be one in fp32",
+                fix="choose --precision fp32, or TensorRT 8.2 or later",
+            )
         if options.capabilities and not self.tensorrt.rtx:
             raise UsageError(
                 f"{name} builds for the GPU of this host alone",

@@ -116,7 +116,7 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
 
 
 def _convert(layout: Layout, options: argparse.Namespace) -> int:
-    from pipeline.convert import Conversion, convert, tensorrt_of
+    from pipeline.convert import Conversion, convert, tensorrt_for_a_plan_alone
     from pipeline.plan import sidecar
     from provision.console import say
 
@@ -125,6 +125,7 @@ def _convert(layout: Layout, options: argparse.Namespace) -> int:
         raise UsageError(f"{plan} is not a file to write a plan to", fix="name another PLAN")
     engine = "tensorrt" if options.engine == "auto" else options.engine
     chosen = plan_options(options)
-    record = convert(layout, Conversion(onnx, plan, chosen), tensorrt_of(layout, engine))
+    tensorrt = tensorrt_for_a_plan_alone(layout, engine)
+    record = convert(layout, Conversion(onnx, plan, chosen), tensorrt)
     say(f"{plan}: {record.precision}, TensorRT {record.tensorrt}; record: {sidecar(plan)}")
     return 0

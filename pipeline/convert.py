@@ -8,6 +8,7 @@ that whatever fails leaves what was there.
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import shutil
 import time
@@ -17,14 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import delegate, graph, photos
+from pipeline import graph, photos
 from pipeline.builder import Builder
-from pipeline.plan import PlanRecord, sidecar
+from pipeline.plan import PlanRecord, same, sidecar
 from pipeline.plan_options import QUANTIZED, PlanOptions
+from pipeline.proof import Worker, in_words, judged, run_plan
 from pipeline.verify import Tolerance
-from provision import environments, tensorrt_python
+from provision import tensorrt_python
+from provision.build_manifest import BuildManifest
 from provision.console import say, step, warn
-from provision.errors import ConversionError, SlipwayError, VerificationError
+from provision.errors import ConversionError, SlipwayError
 from provision.files import fresh_folder, sha256, write_atomically
 from provision.gpu import Device, read_driver
 from provision.layout import Layout
@@ -34,7 +37,6 @@ from provision.tensorrt_python import TensorRtPython
 # of the host. https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
 _RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 _RTX_FP8 = ("8.9", "12.0")
-_SHOWN = 5
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
@@ -68,6 +70,26 @@ def tensorrt_of(layout: Layout, engine: str, wanted: str = "") -> TensorRtPython
     return tensorrt_python.find(layout, wanted)
 
 
+def tensorrt_for_a_plan_alone(layout: Layout, engine: str) -> TensorRtPython:
+    """The same where nothing is deployed: that of the server built here, or any with a warning.
+
+    Raises:
+        HostError: None is installed.
+    """
+    server = BuildManifest.read(layout.triton / "server")
+    wanted = server.tools.get("tensorrt", "") if server else ""
+    if engine == "tensorrt_rtx" or not wanted:
+        return tensorrt_of(layout, engine)
+    known = [one.version for one in tensorrt_python.candidates(layout)]
+    if any(same(version, wanted) for version in known) or not known:
+        return tensorrt_of(layout, engine, wanted)
+    warn(
+        f"the server built here has TensorRT {wanted}, and cannot load this plan; "
+        f"`nox -s install_tensorrt -- --wheels {wanted}` brings that"
+    )
+    return tensorrt_of(layout, engine)
+
+
 def convert(layout: Layout, conversion: Conversion, tensorrt: TensorRtPython) -> PlanRecord:
     """Convert, verify, and write the plan with its record.
 
@@ -85,7 +107,7 @@ def convert(layout: Layout, conversion: Conversion, tensorrt: TensorRtPython) ->
         options = _settled(conversion.options, builder)
         builder.check(options)
         say(f"{tensorrt.name}: {_typing(builder)}; {_tf32(options)}")
-        worker = _Worker(layout, work, log)
+        worker = Worker(layout, work, log)
         found = worker({"job": "read", "onnx": str(conversion.onnx)})
         whole = graph.from_json(found)
         profile = whole.profile(options.batches)
@@ -111,10 +133,12 @@ def convert(layout: Layout, conversion: Conversion, tensorrt: TensorRtPython) ->
             building.detail = (
                 f"{plan.stat().st_size / 2**20:.1f} MiB, {_summary(built['layers'], options)}"
             )
-        engine, judged = _run(worker, builder, conversion, options, prepared, work, profile)
+        engine, verdict = run_plan(
+            worker, builder, conversion.onnx, options, prepared, work, profile
+        )
         verification = {
             **({"graph": prepared["graph"]} if "graph" in prepared else {}),
-            **({"plan": judged} if judged else {}),
+            **({"plan": verdict} if verdict else {}),
         }
         record = PlanRecord(
             product="tensorrt_rtx" if tensorrt.rtx else "tensorrt",
@@ -155,39 +179,20 @@ def prove(
     log = layout.logs / f"convert-{conversion.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with _work(layout, conversion.name) as work:
         builder = Builder(tensorrt, devices, work, log)
-        worker = _Worker(layout, work, log)
+        worker = Worker(layout, work, log)
         whole = graph.from_json(worker({"job": "read", "onnx": str(conversion.onnx)}))
         shutil.copyfile(plan, work / "model.plan")
         options = replace(conversion.options, precision="fp32", debug=False)
         prepared = _put_precision(worker, conversion, options, work, whole)
         options = replace(options, precision=record.precision)
-        engine, judged = _run(worker, builder, conversion, options, prepared, work, {})
-    verification = {**record.verification, **({"plan": judged} if judged else {})}
+        engine, verdict = run_plan(worker, builder, conversion.onnx, options, prepared, work, {})
+    verification = {**record.verification, **({"plan": verdict} if verdict else {})}
     return replace(record, engine=engine or record.engine, verification=verification)
-
-
-class _Worker:
-    """The convert environment."""
-
-    def __init__(self, layout: Layout, folder: Path, log: Path) -> None:
-        self.environment = environments.ensure(layout, "convert")
-        self.folder = folder
-        self.log = log
-
-    def __call__(self, request: dict[str, Any], progress: Any = lambda _: None) -> dict[str, Any]:
-        return delegate.call(
-            self.environment,
-            "pipeline.convert_worker",
-            request,
-            folder=self.folder,
-            log=self.log,
-            progress=progress,
-        )
 
 
 @contextmanager
 def _work(layout: Layout, name: str) -> Iterator[Path]:
-    work = layout.transit / "convert" / _UNSAFE.sub("_", name)
+    work = layout.transit / "convert" / f"{_UNSAFE.sub('_', name)}-{os.getpid()}"
     fresh_folder(work)
     try:
         yield work
@@ -203,7 +208,7 @@ def _settled(options: PlanOptions, builder: Builder) -> PlanOptions:
 
 
 def _put_precision(
-    worker: _Worker,
+    worker: Worker,
     conversion: Conversion,
     options: PlanOptions,
     work: Path,
@@ -214,8 +219,8 @@ def _put_precision(
         answer = worker(request, putting.progress)
         if "cases" in answer:
             tolerance = Tolerance.of(options.precision)
-            answer["graph"] = _judged("the graph", answer["cases"], tolerance, worker.log)
-            putting.detail = _errors(answer["graph"])
+            answer["graph"] = judged("the graph", answer["cases"], tolerance, worker.log)
+            putting.detail = in_words(answer["graph"])
         else:
             putting.detail = "as it is"
         if options.precision in QUANTIZED:
@@ -239,116 +244,6 @@ def _precision_request(
     }
 
 
-def _run(
-    worker: _Worker,
-    builder: Builder,
-    conversion: Conversion,
-    options: PlanOptions,
-    prepared: dict[str, Any],
-    work: Path,
-    profile: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What can be known only on a GPU: the plan's layers, and what it answers."""
-    if not builder.runs:
-        why = "no GPU of this host runs it" if builder.tensorrt.rtx else "this host has no GPU"
-        warn(f"the plan was built and not run ({why}), so its answers are not verified")
-        return {}, {}
-    plan, outputs = work / "model.plan", work / "outputs.npz"
-    with step("Compare the plan with ONNX Runtime") as comparing:
-        engine = builder.inspect(plan, options.precision)
-        builder.infer(plan, work / "inputs.npz", outputs)
-        request = {
-            "job": "judge",
-            "onnx": str(conversion.onnx),
-            "inputs": str(work / "inputs.npz"),
-            "outputs": str(outputs),
-            "names": prepared["names"],
-            "precision": options.precision,
-        }
-        answer = worker(request, comparing.progress)
-        try:
-            judged = _judged(
-                "the plan", answer["cases"], Tolerance.of(options.precision), worker.log
-            )
-        except VerificationError as error:
-            if options.debug:
-                error.cause = _first_difference(worker, builder, request, work, options, profile)
-            else:
-                error.fix += "; `--debug` finds the first layer that differs"
-            raise
-        judged["polygraphy"] = answer["polygraphy"]
-        comparing.detail = _errors(judged)
-    return engine, judged
-
-
-def _first_difference(
-    worker: _Worker,
-    builder: Builder,
-    judged: dict[str, Any],
-    work: Path,
-    options: PlanOptions,
-    profile: dict[str, Any],
-) -> str:
-    """Build again with every tensor as an output, and find the first that differs."""
-    plan, outputs = work / "debug.plan", work / "debug.npz"
-    with step("Find the first layer that differs") as finding:
-        builder.build(
-            work / "converted.onnx",
-            plan,
-            options,
-            profile,
-            timing_cache=None,
-            all_outputs=True,
-            progress=finding.progress,
-        )
-        builder.infer(plan, work / "inputs.npz", outputs)
-        found = worker({**judged, "job": "bisect", "outputs": str(outputs)}, finding.progress)
-        if not found["tensor"]:
-            return "with every layer as an output none differs, so a fusion of layers does"
-        finding.detail = f"{found['operator']} {found['node']}"
-        return (
-            f"the first layer that differs is {found['node']}, operator {found['operator']}, by "
-            f"{found['max_abs']:.3g}: {found['line'][:300]}"
-        )
-
-
-def _judged(
-    what: str, cases: list[dict[str, Any]], tolerance: Tolerance, log: Path
-) -> dict[str, Any]:
-    """The judgement as the record has it.
-
-    Raises:
-        VerificationError: A case failed.
-    """
-    failed = [case for case in cases if not case["passed"]]
-    if failed:
-        worst = [f"    {case['name']}: {w}" for case in failed for w in case["worst"]][:_SHOWN]
-        shown = "\n".join(worst)
-        figures = "; ".join(
-            f"{case['name']}: largest error {case['max_abs']:.3g}, cosine {case['cosine']:.4f}, "
-            f"top-1 {case['top1']:.0%}"
-            for case in failed
-        )
-        raise VerificationError(
-            f"{what} does not compute what the original computes in fp32, within {tolerance} and "
-            f"cosine {tolerance.cosine:g}: {figures}. The worst outputs:\n{shown}",
-            cause=f"{tolerance.reason}; random weights amplify what is rounded",
-            fix="choose a wider --precision, or calibrate with more images of your own "
-            "(--calibration FOLDER)",
-            log=log,
-        )
-    kept = [{k: v for k, v in case.items() if k != "worst"} for case in cases]
-    return {"tolerance": tolerance.to_json(), "cases": kept}
-
-
-def _errors(judged: dict[str, Any]) -> str:
-    cases = judged["cases"]
-    return (
-        f"largest error {max(c['max_abs'] for c in cases):.1e}, cosine "
-        f"{min(c['cosine'] for c in cases):.5f}, top-1 {min(c['top1'] for c in cases):.0%}"
-    )
-
-
 def _summary(layers: Mapping[str, Mapping[str, int]], options: PlanOptions) -> str:
     computing = ("CONVOLUTION", "MATRIX_MULTIPLY", "DECONVOLUTION", "FULLY_CONNECTED")
     kinds = [f"{sum(layers[k].values())} {k.lower()}" for k in computing if k in layers]
@@ -356,7 +251,7 @@ def _summary(layers: Mapping[str, Mapping[str, int]], options: PlanOptions) -> s
     return f"{', '.join(kinds) or 'no computing'} layers {quantized}{options.precision}"
 
 
-def _with_line(worker: _Worker, converted: Path, error: ConversionError) -> SlipwayError:
+def _with_line(worker: Worker, converted: Path, error: ConversionError) -> SlipwayError:
     """The error of a node, with the node's line of the ONNX graph."""
     named = re.search(r"node \d+ \((.+?)\)", error.what)
     text = (

@@ -41,6 +41,7 @@ _MAKERS = (
     "photos.toml",
     "precision.py",
     "prepare.py",
+    "proof.py",
     "preprocess.py",
     "tensorrt_worker.py",
     "tolerances.toml",

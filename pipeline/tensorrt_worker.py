@@ -133,8 +133,9 @@ def inspect(request: dict[str, Any]) -> dict[str, Any]:
 
     with _polygraphy("load"):
         engine = engine_from_bytes(Path(request["plan"]).read_bytes())
-    if not hasattr(engine, "create_engine_inspector"):  # before 8.2
-        raise Failure("no inspector", f"TensorRT {trt.__version__} cannot tell layers' precisions")
+    memory = int(getattr(engine, "device_memory_size", 0))
+    if not hasattr(engine, "create_engine_inspector"):  # before 8.2, which builds fp32 alone
+        return {"layers": {}, "memory": memory}
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     layers = engine_precisions(json.loads(text))
     wanted = "fp32" if request["precision"] == "tf32" else request["precision"]
@@ -143,7 +144,7 @@ def inspect(request: dict[str, Any]) -> dict[str, Any]:
             "precision",
             f"{wanted} was asked for, and no layer of the plan computes in it: {layers}",
         )
-    return {"layers": layers, "memory": int(getattr(engine, "device_memory_size", 0))}
+    return {"layers": layers, "memory": memory}
 
 
 def infer(request: dict[str, Any]) -> dict[str, Any]:

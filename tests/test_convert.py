@@ -23,6 +23,7 @@ from pipeline.builder import Builder, no_gpu
 from pipeline.convert import Conversion
 from pipeline.plan import PlanRecord, read_header, sidecar
 from pipeline.plan_options import Batches, PlanOptions
+from pipeline.proof import Worker
 from provision import environments, tensorrt_python
 from provision.environments import Environment
 from provision.errors import ConversionError, HostError, SlipwayError, UsageError
@@ -75,7 +76,7 @@ def build(layout: Layout, tmp_path: Path, builder: Builder) -> Callable[..., dic
     def run(path: Path, precision: str, batches: Batches | None) -> dict[str, Any]:
         capabilities = ("8.9",) if precision == "fp8" else ("8.6", "12.0")
         options = PlanOptions(precision, batches, capabilities=capabilities)
-        worker = convert._Worker(layout, tmp_path, tmp_path / "log")
+        worker = Worker(layout, tmp_path, tmp_path / "log")
         whole = graph.from_json(worker({"job": "read", "onnx": str(path)}))
         conversion = Conversion(path, tmp_path / "model.plan", options)
         worker(convert._precision_request(conversion, options, tmp_path, whole))
@@ -363,6 +364,7 @@ def test_why_there_is_no_builder(said: str, expected: str) -> None:
         ("8.6.1", PlanOptions("fp8"), "knows no fp8"),
         ("10.13.3.9", PlanOptions(capabilities=("8.6",)), "for the GPU of this host alone"),
         ("8.0.3.4", PlanOptions(opt_level=3), "knows no --opt-level"),
+        ("8.0.3.4", PlanOptions("fp16"), "a plan in fp16 could be one in fp32"),
         ("8.5.3", PlanOptions(hardware="ampere_plus"), "knows no --hardware-compatibility"),
         ("8.4.1", PlanOptions(version_compatible=True), "knows no --version-compatible"),
     ],
@@ -434,7 +436,7 @@ def test_the_first_layer_that_differs_is_found(layout: Layout, tmp_path: Path) -
     answers = {"flat": flat, "product": wrong, "output": np.maximum(wrong, 0)}
     _save(tmp_path / "inputs.npz", {"input": image})
     _save(tmp_path / "outputs.npz", answers)
-    worker = convert._Worker(layout, tmp_path, tmp_path / "log")
+    worker = Worker(layout, tmp_path, tmp_path / "log")
     request = {
         "job": "bisect",
         "onnx": str(tmp_path / "m.onnx"),

@@ -327,6 +327,18 @@ def test_what_is_wrong_with_tensorrt_is_told_apart(
     assert "`--engine onnxruntime` serves the model on the CPU" in done.stderr
 
 
+def test_a_plan_that_the_server_cannot_load_is_announced(gpu_host: GpuHost, tmp_path: Path) -> None:
+    path = tiny_onnx(tmp_path / "tiny.onnx")
+    server_built_with(gpu_host.layout, "10.13.3")
+    try:
+        done = gpu_host.slipway("convert", path, tmp_path / "x.plan", "--batch=1:2:4")
+    finally:
+        server_built_with(gpu_host.layout)
+    assert done.returncode == 0, done.stderr
+    said = "! the server built here has TensorRT 10.13.3, and cannot load this plan"
+    assert said in done.stdout + done.stderr
+
+
 def test_a_version_that_is_not_there_is_named(gpu_host: GpuHost) -> None:
     found = [one.version for one in tensorrt_python.candidates(gpu_host.layout)]
     assert found == ["11.4.0.106"]
