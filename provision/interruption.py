@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import psutil
@@ -15,7 +16,8 @@ def ask() -> None:
     """Have the threads end at their next :func:`check`, and end the programs that they wait for."""
     _asked.set()
     for child in psutil.Process().children(recursive=True):
-        child.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            child.terminate()
 
 
 def check() -> None:

@@ -210,7 +210,10 @@ def _old_polygraphy(layout: Layout, mirror: str | None) -> Path:
 
 def _missing(found: list[Candidate], wanted: str) -> HostError:
     version = wanted or "VERSION"
-    fix = f"install it: `nox -s install_tensorrt -- --wheels {version}`; {CPU_WAY}"
+    fix = (
+        f"install it: `nox -s install_tensorrt -- --wheels {version}`; `convert -- … --engine "
+        f"tensorrt_rtx` does without it, for RTX cards; {CPU_WAY}"
+    )
     if found:
         others = ", ".join(f"{one.version} in {one.folder}" for one in found)
         return HostError(

@@ -106,6 +106,8 @@ def test_real_plans_of_each_architecture(
     assert byte["quantized"] >= 0.5
     assert set(byte["layers"]["QUANTIZE"]) == {"INT8"}
     assert half["size"] < 0.75 * wide["size"]  # mostly weights, each of two bytes
+    fixed = build(path, "fp32", FIXED)
+    assert fixed["layers"] == wide["layers"]
     assert wide["flags"] == half["flags"] == byte["flags"] == []
 
 
