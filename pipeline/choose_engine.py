@@ -18,7 +18,7 @@ from provision.errors import HostError
 from provision.gpu import Device, read_driver
 from provision.layout import Layout
 from provision.releases import catalogue
-from provision.tensorrt_python import CPU_WAY
+from provision.tensorrt_python import CPU_WAY, agree
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Facts:
     @property
     def wanted(self) -> str:
         """The TensorRT that the server's backend was built with; empty where it has none."""
-        if self.server is None or "tensorrt" not in self.server.features:
-            return ""
-        return self.server.tools.get("tensorrt", "")
+        return self.server.tensorrt if self.server else ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _missing(facts: Facts) -> Iterator[tuple[str, str]]:
             f"{built} has {'no ' if facts.server else 'a '}TensorRT backend",
             "build one: `nox -s build_server -- --backend tensorrt --backend python`",
         )
-    elif facts.devices and not any(_agree(v, facts.wanted) for v in facts.tensorrt):
+    elif facts.devices and not any(agree(v, facts.wanted) for v in facts.tensorrt):
         there = f" (there is {', '.join(facts.tensorrt)})" if facts.tensorrt else ""
         what = (
             f"no Python of this host has TensorRT {facts.wanted}, which the server was built with"
@@ -123,8 +121,3 @@ def _oldest_driver(server: BuildManifest | None) -> str:
         return ""
     major = server.tools.get("cuda", "").partition(".")[0]
     return catalogue().drivers.get(int(major), "") if major.isdecimal() else ""
-
-
-def _agree(version: str, wanted: str) -> bool:
-    parts = wanted.split(".")
-    return version.split(".")[: len(parts)] == parts

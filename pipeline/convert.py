@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import graph, photos
 from pipeline.builder import Builder
-from pipeline.plan import PlanRecord, same, sidecar
+from pipeline.plan import PlanRecord, sidecar
 from pipeline.plan_options import QUANTIZED, PlanOptions
 from pipeline.proof import Worker, in_words, judged, run_plan
 from pipeline.verify import Tolerance
@@ -77,11 +77,11 @@ def tensorrt_for_a_plan_alone(layout: Layout, engine: str) -> TensorRtPython:
         HostError: None is installed.
     """
     server = BuildManifest.read(layout.triton / "server")
-    wanted = server.tools.get("tensorrt", "") if server else ""
+    wanted = server.tensorrt if server else ""
     if engine == "tensorrt_rtx" or not wanted:
         return tensorrt_of(layout, engine)
     known = [one.version for one in tensorrt_python.candidates(layout)]
-    if any(same(version, wanted) for version in known) or not known:
+    if any(tensorrt_python.agree(version, wanted) for version in known) or not known:
         return tensorrt_of(layout, engine, wanted)
     warn(
         f"the server built here has TensorRT {wanted}, and cannot load this plan; "

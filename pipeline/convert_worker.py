@@ -95,11 +95,7 @@ def _judge(request: dict[str, Any], progress: worker.Progress) -> dict[str, Any]
     """Judge what a plan answered, with Polygraphy's comparator beside our own figures."""
     progress("comparing the plan with ONNX Runtime")
     feeds = _load_feeds(request["inputs"], request["names"])
-    with np.load(request["outputs"]) as arrays:
-        answers = [
-            {key.partition("/")[2]: arrays[key] for key in arrays if key.startswith(f"{n}/")}
-            for n in range(len(feeds))
-        ]
+    answers = [outputs for _, outputs in _load_feeds(request["outputs"], request["names"])]
     tolerance = Tolerance.of(request["precision"])
     expected = _outputs(Path(request["onnx"]), feeds)
     return {
@@ -116,11 +112,10 @@ def _bisect(request: dict[str, Any], progress: worker.Progress) -> dict[str, Any
 
     progress("running every layer with ONNX Runtime")
     path = Path(request["onnx"])
-    feeds = _load_feeds(request["inputs"], request["names"])[:1]
+    feeds = _load_feeds(request["inputs"], request["names"][:1])
     everything = ModifyOutputs(OnnxFromPath(str(path)), outputs=constants.MARK_ALL)
     expected = _outputs(BytesFromOnnx(everything), feeds)[0]
-    with np.load(request["outputs"]) as arrays:
-        answered = {key.partition("/")[2]: arrays[key] for key in arrays if key.startswith("0/")}
+    _, answered = _load_feeds(request["outputs"], request["names"][:1])[0]
     limit = Tolerance.of(request["precision"])
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
@@ -156,9 +151,7 @@ def _preprocessing(request: dict[str, Any], known: graph.Graph) -> Preprocessing
     square = len(first.shape) == _CLASSIFIER and first.shape[1] == _RGB
     if not square or first.shape[2] != first.shape[3] or first.dtype != "float32":
         return None
-    side = first.shape[3]
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Preprocessing(round(side * 256 / 224), side, "bilinear", mean, deviation)
+    return Preprocessing.usual(first.shape[3])
 
 
 def _feeds(

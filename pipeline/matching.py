@@ -38,8 +38,7 @@ class Target:
         """The server that was built here, on this host."""
         if manifest is None:
             return cls("", "", devices)
-        built = manifest.tools.get("tensorrt", "") if "tensorrt" in manifest.features else ""
-        return cls(f"Triton {manifest.triton} built here", built, devices)
+        return cls(f"Triton {manifest.triton} built here", manifest.tensorrt, devices)
 
 
 def check(plan: Path, record: PlanRecord | None, target: Target) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from provision.errors import PlanError, SlipwayError, SmokeError
 from provision.files import fresh_folder, write_atomically
 from provision.gpu import read_driver
 from provision.layout import Layout
+from provision.tensorrt_python import TensorRtPython
 
 State = Literal["passed", "failed", "not run"]
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "not run": ("-", "yellow")}
@@ -50,6 +52,11 @@ class Acceptance:
     model: str
     weights: str
     rows: list[Row] = field(default_factory=list)
+
+    @functools.cached_property
+    def tensorrt(self) -> TensorRtPython:
+        """What converts, looked for once."""
+        return tensorrt_of(self.layout, self.engine, read_facts(self.layout).wanted)
 
     def step(self, name: str, job: Callable[[], tuple[State, str, dict[str, Any]]]) -> bool:
         """Do a step, and tell and keep what came of it."""
@@ -133,9 +140,8 @@ def _convert(
     run: Acceptance, onnx: Path, precision: str, batches: Batches
 ) -> tuple[State, str, dict[str, Any]]:
     plan = _work(run) / f"{precision}-{batches.most}.plan"
-    tensorrt = tensorrt_of(run.layout, run.engine, read_facts(run.layout).wanted)
     options = PlanOptions(precision, batches, debug=True)
-    record = convert(run.layout, Conversion(onnx, plan, options, name=run.model), tensorrt)
+    record = convert(run.layout, Conversion(onnx, plan, options, name=run.model), run.tensorrt)
     facts = json.loads(record.to_text())
     if "plan" not in record.verification:
         return "not run", "built, and no GPU ran it", facts

@@ -64,6 +64,11 @@ class BuildManifest:
     seconds: float = 0.0
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tensorrt(self) -> str:
+        """The TensorRT that its backend was built with; empty where it has none."""
+        return self.tools.get("tensorrt", "") if "tensorrt" in self.features else ""
+
     def write(self, folder: Path) -> None:
         """Write it into the folder that it tells of."""
         write_atomically(folder / NAME, json.dumps(asdict(self), indent=2))

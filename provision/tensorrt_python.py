@@ -114,7 +114,7 @@ def find(layout: Layout, wanted: str = "", mirror: str | None = None) -> TensorR
         DownloadError: Polygraphy cannot be had.
     """
     found = list(candidates(layout))
-    fits = [one for one in found if _agree(one.version, wanted)]
+    fits = [one for one in found if agree(one.version, wanted)]
     if not fits:
         raise _missing(found, wanted)
     chosen = fits[0]
@@ -224,7 +224,8 @@ def _missing(found: list[Candidate], wanted: str) -> HostError:
     return HostError("the Python package tensorrt is not installed on this host", fix=fix)
 
 
-def _agree(version: str, wanted: str) -> bool:
+def agree(version: str, wanted: str) -> bool:
+    """Whether a version is the one that is wanted, in as many parts as that has."""
     parts = wanted.split(".") if wanted else []
     return version.split(".")[: len(parts)] == parts
 
